@@ -1,0 +1,1 @@
+"""clplat: continual-learning experiments."""

@@ -1,0 +1,75 @@
+"""Batches by index from data that is resident on the device, and what strategies read of them."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clplat.data import Columns, bytes_of, tensors_of
+
+
+class Batches:
+    """Iterate over `[x, y, task]` in batches; a new random order each time if given a generator."""
+
+    def __init__(self, columns: Columns, batch_size: int, order: torch.Generator | None = None):
+        self.columns, self.batch_size, self.order = columns, batch_size, order
+
+    def __len__(self) -> int:
+        return -(-len(self.columns[1]) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Columns]:
+        if self.order is None:
+            yield from map(list, zip(*(c.split(self.batch_size) for c in self.columns), strict=True))
+            return
+        permutation = torch.randperm(len(self.columns[1]), generator=self.order)
+        for index in permutation.to(self.columns[0].device).split(self.batch_size):
+            yield [column.index_select(0, index) for column in self.columns]
+
+
+def make_batches(
+    dataset: AvalancheDataset,
+    batch_size: int,
+    device: torch.device,
+    order: torch.Generator | None = None,
+    resident_bytes: float = float("inf"),
+    workers: int = 0,
+) -> Iterable[Columns]:
+    """Resident batches, or a DataLoader where the data would take more than `resident_bytes`."""
+    if bytes_of(dataset) <= resident_bytes:
+        return Batches([c.to(device) for c in tensors_of(dataset)], batch_size, order)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=order is not None,
+        generator=order,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        collate_fn=dataset.collate_fn,
+    )
+
+
+# What a strategy reads of the loop it runs in. Our learner keeps inputs as stored beside the
+# prepared ones; in Avalanche's own loop there is only the batch as its loader made it.
+
+
+def stored_inputs(strategy: Any) -> Tensor:
+    """The current batch's inputs as a memory should hold them: neither scaled nor augmented."""
+    return getattr(strategy, "stored_x", strategy.mb_x)
+
+
+def prepared(strategy: Any, x: Tensor, training: bool) -> Tensor:
+    """Inputs as `stored_inputs` gives them, made ready for the model; augmented if `training`."""
+    return strategy.prepare(x, training) if hasattr(strategy, "prepare") else x
+
+
+def experience_batches(strategy: Any, batch_size: int | None = None) -> Iterable[Columns]:
+    """The current experience's samples in order, in the form that `stored_inputs` gives."""
+    dataset, size = strategy.experience.dataset, batch_size or strategy.eval_mb_size
+    if hasattr(strategy, "make_batches"):
+        return strategy.make_batches(dataset, size)
+    device = torch.device(strategy.device)
+    return Batches([c.to(device) for c in tensors_of(dataset, stored=False)], size)

@@ -1,0 +1,106 @@
+"""Avalanche datasets made of tensors, and any Avalanche dataset turned back into tensors."""
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.classification_dataset import (
+    TaskAwareSupervisedClassificationDataset,
+)
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
+from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from clplat.prepare import Prepare
+
+Columns = list[Tensor]  # [x (N, ...), y (N,), task (N,)]
+
+
+class TensorData(Dataset):
+    """Samples held as tensors: items are prepared as a loader wants them, columns are as stored."""
+
+    def __init__(self, x: Tensor, y: Tensor, task: int = 0, prepare: Prepare = Prepare()):  # noqa: B008
+        if len(x) != len(y):
+            raise ValueError(f"x holds {len(x)} samples but y holds {len(y)} labels")
+        self.columns: Columns = [x, y.long(), torch.full((len(y),), task)]
+        self.task, self.prepare = task, prepare
+
+    def __len__(self) -> int:
+        return len(self.columns[1])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x, y, _ = self.columns
+        return self.prepare(x[index : index + 1])[0], int(y[index])
+
+
+def avalanche_dataset(data: TensorData) -> TaskAwareSupervisedClassificationDataset:
+    """The same samples behind Avalanche's interface: targets and task labels as attributes."""
+    tasks = ConstantSequence(data.task, len(data))
+    return TaskAwareSupervisedClassificationDataset(
+        [data],
+        data_attributes=[DataAttribute(data.columns[1], "targets"), TaskLabels(tasks)],
+    )
+
+
+def _plain(data: FlatData) -> bool:
+    """Whether items come out as they were put in: no transform is set."""
+    groups = [getattr(data, f"_{kind}_groups", None) for kind in ("transform", "frozen_transform")]
+    return not any(
+        any(t is not None for t in group.transform_groups.values()) for group in groups if group
+    )
+
+
+def _columns(data: object) -> Columns | None:
+    """The tensors behind a tree of subsets and concatenations, or None where items are computed.
+
+    `[x, y, task]` from TensorData leaves, `[x, y]` from torch's TensorDataset.
+    """
+    if isinstance(data, TensorData):
+        return data.columns
+    if isinstance(data, TensorDataset):
+        return list(data.tensors[:2])
+    if not isinstance(data, FlatData) or not data._datasets or not _plain(data):
+        return None
+    parts = [_columns(leaf) for leaf in data._datasets]
+    if any(part is None or len(part) != len(parts[0] or ()) for part in parts):
+        return None
+    columns = parts[0] if len(parts) == 1 else [torch.cat(c) for c in zip(*parts, strict=True)]  # type: ignore[arg-type]
+    if data._indices is None or columns is None:
+        return columns
+    index = torch.as_tensor(data._indices)
+    return [column[index] for column in columns]
+
+
+def _task_column(dataset: AvalancheDataset) -> Tensor:
+    labels = getattr(dataset, "targets_task_labels", None)
+    if labels is None:
+        return torch.zeros(len(dataset), dtype=torch.long)
+    if isinstance(labels.data, ConstantSequence):
+        return torch.full((len(dataset),), int(labels[0]))
+    return torch.as_tensor([int(label) for label in labels])
+
+
+def _first_leaf(data: object) -> object:
+    return _first_leaf(data._datasets[0]) if isinstance(data, FlatData) else data
+
+
+def tensors_of(dataset: AvalancheDataset, stored: bool = True) -> Columns:
+    """Every sample of an Avalanche dataset as `[x, y, task]`, whatever it is made of.
+
+    `stored`: x as the data holds it (uint8 images stay uint8); otherwise as its items come out.
+    Data that is not made of tensors is read item by item, once.
+    """
+    columns = _columns(dataset._flat_data)
+    if columns is None:
+        loader = DataLoader(dataset, batch_size=512, collate_fn=dataset.collate_fn)
+        batches = [list(batch) for batch in loader]
+        columns = [torch.cat([torch.as_tensor(b[i]) for b in batches]) for i in (0, 1)]
+    leaf = _first_leaf(dataset._flat_data)
+    x = columns[0] if stored or not isinstance(leaf, TensorData) else leaf.prepare(columns[0])
+    return [x, columns[1].long(), columns[2] if len(columns) > 2 else _task_column(dataset)]
+
+
+def bytes_of(dataset: AvalancheDataset) -> int:
+    """The bytes that a dataset's inputs take as tensors, judged by its first sample."""
+    leaf = _first_leaf(dataset._flat_data)
+    sample = leaf.columns[0][0] if isinstance(leaf, TensorData) else torch.as_tensor(dataset[0][0])
+    return sample.numel() * sample.element_size() * len(dataset)

@@ -1,0 +1,76 @@
+"""Scores of experiences, counted on the device and read once an experience."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+Score = Callable[[Tensor, Tensor], Tensor]  # output (B, C), target (B,) -> score per sample (B,)
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """1 where the largest logit is the target's, else 0."""
+    return output.argmax(1) == target
+
+
+class Evaluator(SupervisedPlugin):
+    """Holds, after `eval`, the mean score of each experience of the stream in `scores`."""
+
+    def __init__(self, score: Score = accuracy):
+        super().__init__()
+        self.score = score
+        self.scores: list[float] = []
+        self._sums: list[Tensor] = []
+        self._count = 0
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        self.scores = []
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._sums, self._count = [], 0
+
+    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self._sums.append(self.score(strategy.mb_output, strategy.mb_y).sum())
+        self._count += len(strategy.mb_y)
+
+    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.scores.append(float(torch.stack(self._sums).sum()) / self._count)
+
+
+class TrainingScore(SupervisedPlugin):
+    """The mean training score of the current epoch, as `mean()`; costs no synchronisation."""
+
+    def __init__(self, score: Score = accuracy):
+        super().__init__()
+        self.score = score
+        self._sums: list[Tensor] = []
+        self._count = 0
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self._sums, self._count = [], 0
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self._sums.append(self.score(strategy.mb_output.detach(), strategy.mb_y).sum())
+        self._count += len(strategy.mb_y)
+
+    def mean(self) -> float:
+        return float(torch.stack(self._sums).sum()) / self._count if self._sums else float("nan")
+
+
+class DuringTraining(SupervisedPlugin):
+    """Evaluates the test stream every k iterations, for the stability gap.
+
+    `curve` holds (experience, iteration, scores of all test experiences).
+    """
+
+    def __init__(self, stream: Sequence[Any], every: int, notify: Callable[..., None]):
+        super().__init__()
+        self.stream, self.every, self.notify = stream, every, notify
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        iteration = strategy.clock.train_exp_iterations + 1  # the clock counts after us
+        if iteration % self.every == 0:
+            scores = list(strategy.eval(self.stream))
+            self.notify(strategy.clock.train_exp_counter, iteration, scores)

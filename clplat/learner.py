@@ -1,0 +1,300 @@
+"""The training loop: fires Avalanche's plugin hooks, in Avalanche's order, at a bare loop's pace.
+
+Any Avalanche plugin runs in it, and it is what Avalanche's `SupervisedTemplate` is to a plugin.
+What differs from the template: data is resident on the device; only plugins that override a hook
+are called; the optimizer holds what the model says is trainable; nothing reads a tensor's value
+inside an epoch.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from avalanche.benchmarks.scenarios import CLExperience
+from avalanche.core import SupervisedPlugin
+from avalanche.models.dynamic_modules import avalanche_model_adaptation
+from avalanche.models.utils import is_multi_task_module
+from avalanche.training.plugins.clock import Clock
+from torch import Tensor, nn
+
+from clplat.batches import make_batches
+from clplat.data import Columns
+from clplat.errors import TrainingError
+from clplat.optimizer import OptimizerFactory, follow, make_optimizer
+from clplat.prepare import Prepare
+
+STAGES = """training train_dataset_adaptation training_exp training_epoch training_iteration forward
+backward update eval eval_dataset_adaptation eval_exp eval_iteration eval_forward""".split()
+HOOKS = [f"{when}_{stage}" for stage in STAGES for when in ("before", "after")]
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHECK_EVERY = 256  # iterations between looks at whether the loss is finite
+
+
+def hook_table(plugins: Sequence[Any]) -> dict[str, list[Callable]]:
+    """For each hook the bound methods to call: only of plugins that do something there."""
+
+    def acts(plugin: Any, hook: str) -> bool:
+        idle = getattr(SupervisedPlugin, hook, None)
+        return hasattr(plugin, hook) and getattr(type(plugin), hook, None) is not idle
+
+    return {hook: [getattr(p, hook) for p in plugins if acts(p, hook)] for hook in HOOKS}
+
+
+class Learner:
+    """Trains a model on one experience after another.
+
+    `optimizer` makes an optimizer from parameter groups; `prepare` turns stored inputs into what
+    the model sees. `order` draws the order of samples, and nothing else does, so that strategies
+    are compared on the same sequence of batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory,
+        *,
+        plugins: Sequence[Any] = (),
+        criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+        evaluator: Any = None,
+        batch_size: int = 32,
+        epochs: int = 1,
+        eval_batch_size: int = 512,
+        device: str | torch.device = "cpu",
+        order: torch.Generator | None = None,
+        prepare: Callable[[Tensor, bool], Tensor] = Prepare(),  # noqa: B008
+        precision: str = "fp32",
+        grad_clip: float | None = None,
+        accumulate: int = 1,
+        resident_bytes: float = float("inf"),
+        workers: int = 0,
+    ):
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self._factory = optimizer
+        self._criterion = criterion
+        self.train_mb_size, self.eval_mb_size = batch_size, eval_batch_size
+        self.train_epochs = epochs
+        self.order = order or torch.Generator().manual_seed(0)
+        self.prepare = prepare
+        self.grad_clip, self.accumulate = grad_clip, accumulate
+        self.resident_bytes, self.workers = resident_bytes, workers
+        self._dtype = PRECISIONS[precision]
+        self._scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+
+        self.evaluator = evaluator
+        self.clock = Clock()
+        self.plugins = [*plugins, *([evaluator] if evaluator else []), self.clock]
+        self._hooks = hook_table(self.plugins)
+
+        self.optimizer, self._held = make_optimizer(optimizer, self.model)
+        self.is_training = False
+        self.experience: CLExperience | None = None
+        self.current_eval_stream: Iterable[CLExperience] = []
+        self.adapted_dataset: Any = None
+        self.dataloader: Any = []
+        self.mbatch: Columns | None = None
+        self.stored_x: Tensor | None = None  # the batch's inputs before `prepare`
+        self.mb_output: Tensor | None = None
+        self.loss: Any = 0.0
+        self.losses: list[Tensor] = []  # of the current epoch, one per iteration
+        self._stop_training = False
+
+    # --- what plugins read -------------------------------------------------------------------
+
+    @property
+    def is_eval(self) -> bool:
+        return not self.is_training
+
+    @property
+    def mb_x(self) -> Tensor:
+        return self.mbatch[0]  # type: ignore[index]
+
+    @property
+    def mb_y(self) -> Tensor:
+        return self.mbatch[1]  # type: ignore[index]
+
+    @property
+    def mb_task_id(self) -> Tensor:
+        return self.mbatch[-1]  # type: ignore[index]
+
+    def criterion(self) -> Tensor:
+        return self._criterion(self.mb_output, self.mb_y)  # type: ignore[arg-type]
+
+    def forward(self) -> Tensor:
+        inputs = (self.mb_x, self.mb_task_id) if is_multi_task_module(self.model) else (self.mb_x,)
+        if self._dtype is None:
+            return self.model(*inputs)
+        with torch.autocast(self.device.type, self._dtype):
+            output = self.model(*inputs)
+        return output.float()
+
+    def stop_training(self) -> None:
+        """End the current experience before its next iteration."""
+        self._stop_training = True
+
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        """Let dynamic modules (growing and multi-task heads) see the experience."""
+        model = self.model if model is None else model
+        avalanche_model_adaptation(model, self.experience)  # type: ignore[arg-type]
+        return model.to(self.device)
+
+    def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
+        """Bring the optimizer in step with the model, or start a new one."""
+        if reset_optimizer_state:
+            self.optimizer, self._held = make_optimizer(self._factory, self.model)
+        else:
+            self._held = follow(self.optimizer, self.model, self._held)
+
+    def make_batches(
+        self, dataset: Any, batch_size: int, order: torch.Generator | None = None
+    ) -> Iterable[Columns]:
+        return make_batches(
+            dataset, batch_size, self.device, order, self.resident_bytes, self.workers
+        )
+
+    # --- training ----------------------------------------------------------------------------
+
+    def train(self, experiences: CLExperience | Iterable[CLExperience]) -> None:
+        """Train on one experience, or on several one after the other."""
+        self.is_training = True
+        self.model.train()
+        self._fire("before_training")
+        for self.experience in _as_iterable(experiences):
+            self._train_experience()
+        self._fire("after_training")
+        self.is_training = False
+
+    def _train_experience(self) -> None:
+        self._stop_training = False
+        self._fire("before_train_dataset_adaptation")
+        self.adapted_dataset = self.experience.dataset.train()  # type: ignore[union-attr]
+        self._fire("after_train_dataset_adaptation")
+        self.dataloader = self.make_batches(self.adapted_dataset, self.train_mb_size, self.order)
+        self.model = self.model_adaptation()
+        self.make_optimizer()
+        self._fire("before_training_exp")
+        for _ in range(self.train_epochs):
+            self._fire("before_training_epoch")
+            if self._stop_training:
+                break
+            self._train_epoch()
+            self._fire("after_training_epoch")
+        self._fire("after_training_exp")
+
+    def _train_epoch(self) -> None:
+        self.losses, last = [], len(self.dataloader) - 1
+        for iteration, self.mbatch in enumerate(self.dataloader):
+            if self._stop_training:
+                break
+            self._unpack()
+            self._fire("before_training_iteration")
+            if iteration % self.accumulate == 0:
+                self._zero_grad()
+            self.loss = 0.0
+
+            self._fire("before_forward")
+            self.mb_output = self.forward()
+            self._fire("after_forward")
+            self.loss = self.loss + self.criterion()
+
+            self._fire("before_backward")
+            self._backward()
+            self._fire("after_backward")
+
+            if iteration % self.accumulate == self.accumulate - 1 or iteration == last:
+                self._fire("before_update")
+                self._update()
+                self._fire("after_update")
+            self.losses.append(self.loss.detach())
+            self._fire("after_training_iteration")
+            if len(self.losses) % CHECK_EVERY == 0:
+                self._check_losses(CHECK_EVERY)
+        self._check_losses(len(self.losses) % CHECK_EVERY)
+
+    def _unpack(self) -> None:
+        columns = [column.to(self.device, non_blocking=True) for column in self.mbatch]  # type: ignore[union-attr]
+        self.stored_x = columns[0]
+        self.mbatch = [self.prepare(columns[0], self.is_training), *columns[1:]]
+
+    def _zero_grad(self) -> None:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def _backward(self) -> None:
+        loss = self.loss / self.accumulate if self.accumulate > 1 else self.loss
+        (self._scaler.scale(loss) if self._scaler else loss).backward()
+
+    def _update(self) -> None:
+        if self.grad_clip is not None:
+            if self._scaler:
+                self._scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.grad_clip)
+        if self._scaler:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        else:
+            self.optimizer.step()
+
+    def _check_losses(self, count: int) -> None:
+        """One synchronisation for many iterations; names the first loss that is not finite."""
+        recent = self.losses[len(self.losses) - count :]
+        finite = torch.stack(recent).isfinite() if recent else torch.ones(1)
+        if not finite.all():
+            iteration = len(self.losses) - count + int(finite.logical_not().nonzero()[0, 0])
+            raise TrainingError(
+                f"the loss is not finite (experience {self.clock.train_exp_counter}, "
+                f"epoch {self.clock.train_exp_epochs}, iteration {iteration}, counted from 0): "
+                "lower optimizer.lr, or set train.grad_clip=1"
+            )
+
+    # --- evaluation --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def eval(self, experiences: CLExperience | Iterable[CLExperience]) -> Any:
+        """Run over the experiences' data without training; returns what the evaluator measured."""
+        kept = (self.experience, self.adapted_dataset, self.dataloader, self.mbatch, self.stored_x)
+        output, loss, was_training = self.mb_output, self.loss, self.is_training
+        modes = {module: module.training for module in self.model.modules()}
+        self.is_training = False
+        self.model.eval()
+        self.current_eval_stream = _as_iterable(experiences)
+
+        self._fire("before_eval")
+        for self.experience in self.current_eval_stream:
+            self._eval_experience()
+        self._fire("after_eval")
+
+        self.current_eval_stream = []
+        self.experience, self.adapted_dataset, self.dataloader, self.mbatch, self.stored_x = kept
+        self.mb_output, self.loss, self.is_training = output, loss, was_training
+        for module in self.model.modules():
+            module.training = modes.get(module, was_training)
+        return getattr(self.evaluator, "scores", None)
+
+    def _eval_experience(self) -> None:
+        self._fire("before_eval_dataset_adaptation")
+        self.adapted_dataset = self.experience.dataset.eval()  # type: ignore[union-attr]
+        self._fire("after_eval_dataset_adaptation")
+        self.dataloader = self.make_batches(self.adapted_dataset, self.eval_mb_size)
+        self.model = self.model_adaptation()
+        self._fire("before_eval_exp")
+        for self.mbatch in self.dataloader:
+            self._unpack()
+            self._fire("before_eval_iteration")
+            self._fire("before_eval_forward")
+            self.mb_output = self.forward()
+            self._fire("after_eval_forward")
+            self.loss = self.criterion()
+            self._fire("after_eval_iteration")
+        self._fire("after_eval_exp")
+
+    def _fire(self, hook: str) -> None:
+        for method in self._hooks[hook]:
+            method(self)
+
+
+def _as_iterable(experiences: CLExperience | Iterable[CLExperience]) -> Iterable[CLExperience]:
+    return experiences if isinstance(experiences, Iterable) else [experiences]

@@ -1,0 +1,65 @@
+"""An optimizer over what a model says is trainable, kept in step with a model that grows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
+Names = dict[str, Parameter]
+
+
+def trainable(model: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups as the model wants them, each `{"params": {name: parameter}, option: ...}`.
+
+    A model says so itself by a method `parameter_groups()`; otherwise one group of all parameters
+    that require a gradient.
+    """
+    if hasattr(model, "parameter_groups"):
+        return model.parameter_groups()  # type: ignore[operator]
+    return [{"params": {n: p for n, p in model.named_parameters() if p.requires_grad}}]
+
+
+def make_optimizer(factory: OptimizerFactory, model: nn.Module) -> tuple[Optimizer, Names]:
+    """The optimizer, and the parameters it holds by name, which `follow` needs later."""
+    groups = trainable(model)
+    held = {name: p for group in groups for name, p in group["params"].items()}
+    return factory([{**g, "params": list(g["params"].values())} for g in groups]), held
+
+
+def _padded(value: Any, old: Tensor, new: Tensor) -> Any:
+    """State of the old parameter's shape, with zeros for what the new one has in addition."""
+    if not isinstance(value, Tensor) or value.shape != old.shape:
+        return value
+    larger = torch.zeros_like(new, dtype=value.dtype)
+    larger[tuple(slice(size) for size in old.shape)] = value
+    return larger
+
+
+def follow(optimizer: Optimizer, model: nn.Module, held: Names) -> Names:
+    """Make the optimizer hold what the model has now; returns the parameters by name.
+
+    A parameter that grew keeps its state, with zeros for the new entries; one that was replaced
+    by another of the same shape starts afresh; one that is gone is dropped.
+    """
+    groups = trainable(model)
+    now = {name: p for group in groups for name, p in group["params"].items()}
+    if now.keys() == held.keys() and all(now[name] is held[name] for name in now):
+        return held
+    for name, old in held.items():
+        new = now.get(name)
+        if new is old or old not in optimizer.state:
+            continue
+        state = optimizer.state.pop(old)
+        if new is not None and new.shape != old.shape:
+            optimizer.state[new] = {k: _padded(v, old, new) for k, v in state.items()}
+    for i, group in enumerate(groups):
+        parameters = list(group["params"].values())
+        if i < len(optimizer.param_groups):
+            optimizer.param_groups[i]["params"] = parameters
+        else:
+            optimizer.add_param_group({**group, "params": parameters})
+    return now

@@ -1,0 +1,1 @@
+"""The configuration tree, imported as `clplat.conf`."""

@@ -1,0 +1,1 @@
+"""Scenario generators: functions that return an Avalanche scenario."""

@@ -1,0 +1,1 @@
+"""Strategies: one file each, each an Avalanche plugin."""

@@ -1,0 +1,96 @@
+"""Learning without forgetting (Li & Hoiem 2016): the old model's answers on the new data are kept."""
+
+import copy
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models.utils import is_multi_task_module
+from torch import Tensor, nn
+
+from clplat.errors import InputError
+from clplat.taps import Tap
+
+
+def distillation(logits: Tensor, old_logits: Tensor, temperature: float) -> Tensor:
+    """KL(old || new) of softmax at a temperature, mean over samples (Hinton et al. 2015).
+
+    The old answers do not depend on the new weights, so its gradient is the cross-entropy's.
+    """
+    new = (logits / temperature).log_softmax(1)
+    old = (old_logits / temperature).log_softmax(1)
+    return nn.functional.kl_div(new, old, reduction="batchmean", log_target=True)
+
+
+class LwF(SupervisedPlugin):
+    """Distils the model as it was before the experience into the model that is trained.
+
+    Over the classes seen before; with a multi-task model, each earlier task's head in turn, all
+    from the one pass of the encoder that the loop makes anyway.
+    """
+
+    def __init__(self, strength: float = 1.0, temperature: float = 2.0):
+        super().__init__()
+        if temperature <= 0:
+            raise InputError(f"strategy.temperature={temperature}: expected more than 0; raise it")
+        self.strength, self.temperature = strength, temperature
+        self.teacher: nn.Module | None = None
+        self.seen: dict[int, list[int]] = {}  # classes by task
+        self._features: Tap | None = None
+        self._pending: dict[str, Tensor] | None = None
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if self._pending is not None:
+            self.teacher = _copy_with(strategy.model, self._pending)
+            self._pending = None
+        model = strategy.model
+        if self.teacher is not None and is_multi_task_module(model) and hasattr(model, "encoder"):
+            self._features = Tap(model.encoder)
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        if self.teacher is None:
+            return
+        with torch.no_grad():
+            old = _by_task(self.teacher, strategy.mb_x)
+        if self._features is not None:
+            new = strategy.model.head(self._features.take(), None)
+        elif is_multi_task_module(strategy.model):
+            new = _by_task(strategy.model, strategy.mb_x)
+        else:
+            new = {0: strategy.mb_output}
+        for task, classes in self.seen.items():
+            losses = distillation(
+                new[task][:, classes].float(), old[task][:, classes], self.temperature
+            )
+            strategy.loss = strategy.loss + self.strength * losses
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if self._features is not None:
+            self._features.close()
+            self._features = None
+        self.teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
+        multi = is_multi_task_module(strategy.model)
+        dataset = strategy.experience.dataset
+        for task in dataset.targets_task_labels.uniques if multi else [0]:
+            classes = (dataset.task_set[task] if multi else dataset).targets.uniques
+            self.seen[int(task)] = sorted({*self.seen.get(int(task), []), *map(int, classes)})
+
+    def state_dict(self) -> dict[str, Any]:
+        teacher = None if self.teacher is None else self.teacher.state_dict()
+        return {"teacher": teacher, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen, self._pending = state["seen"], state["teacher"]
+
+
+def _by_task(model: nn.Module, x: Tensor) -> dict[int, Tensor]:
+    return model(x, None) if is_multi_task_module(model) else {0: model(x)}
+
+
+def _copy_with(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """A frozen copy of a model with a saved state, which may be of before the model grew."""
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    for name, tensor in teacher.state_dict().items():
+        if name in state:
+            tensor[tuple(slice(n) for n in state[name].shape)] = state[name]
+    return teacher

@@ -1,0 +1,80 @@
+"""Experience replay: samples of a memory beside those of the experience (Chaudhry et al. 2019)."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from clplat.batches import experience_batches, prepared
+from clplat.data import Columns
+from clplat.errors import InputError
+from clplat.memory import Memory, herding_keys
+
+
+class WithMemory:
+    """A loader whose every batch is followed by `size` samples drawn from a memory."""
+
+    def __init__(self, batches: Iterable[Columns], memory: Memory, size: int):
+        self.batches, self.memory, self.size = batches, memory, size
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Columns]:
+        for batch in self.batches:
+            drawn = self.memory.sample(self.size)
+            yield [torch.cat([b, d.to(b.device)]) for b, d in zip(batch, drawn, strict=True)]
+
+
+class Replay(SupervisedPlugin):
+    """From the second experience on, each batch is joined by as many samples of the memory.
+
+    `capacity` samples are held, chosen by `memory`: reservoir (a uniform sample of all data),
+    class_balanced (the same within each class), ring (the latest of each class) or herding
+    (those whose mean feature is nearest the class's; the model must have `features`).
+    `batch_size` is the number of samples drawn a batch; by default the loop's own batch size.
+    """
+
+    def __init__(
+        self, capacity: int, memory: str = "class_balanced", batch_size: int | None = None
+    ):
+        super().__init__()
+        if batch_size is not None and batch_size < 1:
+            raise InputError(
+                f"strategy.batch_size={batch_size}: expected at least 1 sample a batch; raise it, "
+                "or leave it null for train.batch_size"
+            )
+        self.memory, self.batch_size = Memory(capacity, memory), batch_size
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if len(self.memory):
+            size = self.batch_size or strategy.train_mb_size
+            strategy.dataloader = WithMemory(strategy.dataloader, self.memory, size)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        batches = experience_batches(strategy)
+        if self.memory.policy == "herding":
+            columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+            features = self._features(strategy, columns[0])
+            keys = herding_keys(features, columns[1], self.memory.capacity)
+            self.memory.add(*columns, keys=keys)
+        else:
+            for columns in batches:
+                self.memory.add(*columns)
+
+    @torch.no_grad()
+    def _features(self, strategy: Any, x: Tensor) -> Tensor:
+        was_training = strategy.model.training
+        strategy.model.eval()
+        parts = x.split(strategy.eval_mb_size)
+        features = [strategy.model.features(prepared(strategy, part, False)) for part in parts]
+        strategy.model.train(was_training)
+        return torch.cat(features)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"memory": self.memory.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.memory.load_state_dict(state["memory"])

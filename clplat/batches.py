@@ -12,19 +12,33 @@ from clplat.data import Columns, bytes_of, tensors_of
 
 
 class Batches:
-    """Iterate over `[x, y, task]` in batches; a new random order each time if given a generator."""
+    """Iterate over `[x, y, task]` in batches; a new random order each time if given a generator.
 
-    def __init__(self, columns: Columns, batch_size: int, order: torch.Generator | None = None):
+    `drop_last` leaves out a last batch that is smaller than the others.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        batch_size: int,
+        order: torch.Generator | None = None,
+        drop_last: bool = False,
+    ):
         self.columns, self.batch_size, self.order = columns, batch_size, order
+        samples = len(columns[1])
+        self.samples = samples - samples % batch_size if drop_last else samples
 
     def __len__(self) -> int:
-        return -(-len(self.columns[1]) // self.batch_size)
+        return -(-self.samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Columns]:
-        if self.order is None:
-            yield from map(list, zip(*(c.split(self.batch_size) for c in self.columns), strict=True))
+        if not self.samples:
             return
-        permutation = torch.randperm(len(self.columns[1]), generator=self.order)
+        if self.order is None:
+            split = (c[: self.samples].split(self.batch_size) for c in self.columns)
+            yield from map(list, zip(*split, strict=True))
+            return
+        permutation = torch.randperm(len(self.columns[1]), generator=self.order)[: self.samples]
         for index in permutation.to(self.columns[0].device).split(self.batch_size):
             yield [column.index_select(0, index) for column in self.columns]
 
@@ -36,15 +50,17 @@ def make_batches(
     order: torch.Generator | None = None,
     resident_bytes: float = float("inf"),
     workers: int = 0,
+    drop_last: bool = False,
 ) -> Iterable[Columns]:
     """Resident batches, or a DataLoader where the data would take more than `resident_bytes`."""
     if bytes_of(dataset) <= resident_bytes:
-        return Batches([c.to(device) for c in tensors_of(dataset)], batch_size, order)
+        return Batches([c.to(device) for c in tensors_of(dataset)], batch_size, order, drop_last)
     return DataLoader(
         dataset,
         batch_size=batch_size,
         shuffle=order is not None,
         generator=order,
+        drop_last=drop_last,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,

@@ -38,6 +38,10 @@ class Evaluator(SupervisedPlugin):
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.scores.append(float(torch.stack(self._sums).sum()) / self._count)
 
+    def get_last_metrics(self) -> list[float]:
+        """The scores; Avalanche's own loops ask for them, to return from `train` and `eval`."""
+        return self.scores
+
 
 class TrainingScore(SupervisedPlugin):
     """The mean training score of the current epoch, as `mean()`; costs no synchronisation."""
@@ -52,6 +56,8 @@ class TrainingScore(SupervisedPlugin):
         self._sums, self._count = [], 0
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        if strategy.mb_output.ndim != 2:
+            return  # (B, views, D) of a contrastive loss: no prediction to score
         self._sums.append(self.score(strategy.mb_output.detach(), strategy.mb_y).sum())
         self._count += len(strategy.mb_y)
 

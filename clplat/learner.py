@@ -55,7 +55,7 @@ class Learner:
         optimizer: OptimizerFactory,
         *,
         plugins: Sequence[Any] = (),
-        criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         evaluator: Any = None,
         batch_size: int = 32,
         epochs: int = 1,
@@ -72,7 +72,7 @@ class Learner:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self._factory = optimizer
-        self._criterion = criterion
+        self._criterion = criterion or nn.CrossEntropyLoss()  # MIR sets its `reduction`
         self.train_mb_size, self.eval_mb_size = batch_size, eval_batch_size
         self.train_epochs = epochs
         self.order = order or torch.Generator().manual_seed(0)
@@ -209,8 +209,8 @@ class Learner:
             self.losses.append(self.loss.detach())
             self._fire("after_training_iteration")
             if len(self.losses) % CHECK_EVERY == 0:
-                self._check_losses(CHECK_EVERY)
-        self._check_losses(len(self.losses) % CHECK_EVERY)
+                check_losses(self.losses, CHECK_EVERY, self.clock)
+        check_losses(self.losses, len(self.losses) % CHECK_EVERY, self.clock)
 
     def _unpack(self) -> None:
         columns = [column.to(self.device, non_blocking=True) for column in self.mbatch]  # type: ignore[union-attr]
@@ -237,18 +237,6 @@ class Learner:
             self._scaler.update()
         else:
             self.optimizer.step()
-
-    def _check_losses(self, count: int) -> None:
-        """One synchronisation for many iterations; names the first loss that is not finite."""
-        recent = self.losses[len(self.losses) - count :]
-        finite = torch.stack(recent).isfinite() if recent else torch.ones(1)
-        if not finite.all():
-            iteration = len(self.losses) - count + int(finite.logical_not().nonzero()[0, 0])
-            raise TrainingError(
-                f"the loss is not finite (experience {self.clock.train_exp_counter}, "
-                f"epoch {self.clock.train_exp_epochs}, iteration {iteration}, counted from 0): "
-                "lower optimizer.lr, or set train.grad_clip=1"
-            )
 
     # --- evaluation --------------------------------------------------------------------------
 
@@ -298,3 +286,16 @@ class Learner:
 
 def _as_iterable(experiences: CLExperience | Iterable[CLExperience]) -> Iterable[CLExperience]:
     return experiences if isinstance(experiences, Iterable) else [experiences]
+
+
+def check_losses(losses: Sequence[Tensor], count: int, clock: Clock) -> None:
+    """Look at the last `count` losses, in one synchronisation; names the first not finite."""
+    recent = losses[len(losses) - count :]
+    finite = torch.stack([*recent]).isfinite() if recent else torch.ones(1)
+    if not finite.all():
+        iteration = len(losses) - count + int(finite.logical_not().nonzero()[0, 0])
+        raise TrainingError(
+            f"the loss is not finite (experience {clock.train_exp_counter}, "
+            f"epoch {clock.train_exp_epochs}, iteration {iteration}, counted from 0): "
+            "lower optimizer.lr, or set train.grad_clip=1"
+        )

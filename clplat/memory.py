@@ -6,6 +6,7 @@ keys that fall with time make it a ring; herding ranks make it iCaRL's. With `pe
 capacity is shared equally among the classes seen so far, and smallest means within the class.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -109,6 +110,8 @@ class Memory:
         if self.policy == "herding" and keys is None:
             raise ValueError("a herding memory needs keys: herding ranks within each class")
         labels = columns[1].cpu()
+        if not len(labels):
+            return
         new = self._new_keys(len(labels)) if keys is None else keys.double().cpu()
         self.offered += len(labels)
         known = set(self.classes)
@@ -136,7 +139,7 @@ class Memory:
             stays[index[best]] = True
             return stays
         position = {label: k for k, label in enumerate(self.classes)}
-        dense = torch.tensor([position[label] for label in groups[index].tolist()])
+        dense = torch.tensor([position[y] for y in groups[index].tolist()], dtype=torch.long)
         quota = shares(self.capacity, len(self.classes))
         stays[index] = rank_within(dense, keys[index]) < quota[dense]
         return stays
@@ -167,6 +170,4 @@ class Memory:
                 f"this memory's capacity is {self.capacity}, the saved one's {len(state['keys'])}"
             )
         for name, value in state.items():
-            setattr(self, name, value)
-
-
+            setattr(self, name, copy.deepcopy(value))  # add() writes in place

@@ -46,6 +46,11 @@ def average_incremental_accuracy(matrix: Matrix, classes: Sequence[int] | None =
     """
     size = _size(matrix)
     weights = np.ones(size) if classes is None else np.asarray(classes, dtype=np.float64)
+    if weights.shape != (size,):
+        raise ValueError(
+            f"the matrix has {size} experiences but there are {weights.size} class counts; give one "
+            "for each experience"
+        )
     return float(
         np.mean([np.average(matrix[i, : i + 1], weights=weights[: i + 1]) for i in range(size)])
     )
@@ -107,7 +112,7 @@ def stability_gap(curve: Sequence[tuple[int, Sequence[float]]]) -> float:
             before = curve[k - 1][1] if k else None
         if before is not None:
             drops = [before[j] - scores[j] for j in range(experience)]
-            worst = max([worst, *drops])
+            worst = np.max([worst, *drops])  # unlike Python's max, keeps a NaN
     return float(worst)
 
 

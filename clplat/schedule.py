@@ -11,8 +11,8 @@ from clplat.errors import InputError
 Schedule = Callable[[float], float]  # share of the experience done, 0..1 -> factor of the peak rate
 
 
-def constant() -> Schedule:
-    return lambda done: 1.0
+def constant() -> None:
+    """The peak rate throughout: no schedule at all, so that nothing is done at each iteration."""
 
 
 def cosine(final: float = 0.0) -> Schedule:

@@ -1,0 +1,126 @@
+"""The one place that turns config nodes into objects."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks import CLScenario
+from avalanche.models.dynamic_modules import MultiTaskModule
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from clplat.adapter import AvalancheTemplate, TemplateStrategy
+from clplat.backbones.classifier import classifier
+from clplat.backbones.heads import NearestMean, NearestMeanFit
+from clplat.errors import InputError
+from clplat.evaluation import Evaluator
+from clplat.learner import Learner
+from clplat.schedule import LearningRate
+from clplat.targets import check_objects
+
+
+def build_node(config: dict[str, Any], key: str, **arguments: Any) -> Any:
+    """The object of one config node; what its constructor refuses becomes an InputError."""
+    try:
+        return instantiate(config[key], _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            raise cause from error
+        if isinstance(cause, TypeError | ValueError):
+            raise InputError(
+                f"{key}: {config[key]['_target_']} refused its arguments ({cause}); correct the "
+                f"keys under {key} (HYDRA_FULL_ERROR=1 shows the whole trace)"
+            ) from error
+        raise
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices that torch "
+            "can use; set device=cpu, or device=auto"
+        )
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, NumPy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - Avalanche's plugins draw from the global generator
+    torch.manual_seed(seed)
+
+
+def check_fit(head: Any, strategy: Any, scenario: CLScenario) -> None:
+    """Refuse a head or a strategy that this scenario cannot serve."""
+    if isinstance(head, MultiTaskModule) and not scenario.task_labels:
+        raise InputError(
+            "head=multi: a head for each task needs task labels, and the scenario gives none; "
+            "set scenario.task_labels=true, or head=single"
+        )
+    if getattr(strategy, "needs_task_labels", False) and not scenario.task_labels:
+        raise InputError(
+            f"strategy: {type(strategy).__name__} needs task labels, and the scenario gives none; "
+            "set scenario.task_labels=true, or choose another strategy"
+        )
+    if hasattr(strategy, "check"):
+        strategy.check(scenario)
+
+
+def build_scenario(config: dict[str, Any], folders: list[Path]) -> CLScenario:
+    """The scenario of a resolved config; first every target of the config is looked at."""
+    check_objects(config, folders)
+    seed_everything(config["seed_data"])
+    return build_node(config, "scenario")
+
+
+def build_learner(
+    config: dict[str, Any], scenario: CLScenario, observers: Sequence[Any] = ()
+) -> tuple[Learner | AvalancheTemplate, Any]:
+    """Loop and strategy of a resolved config; `observers` are plugins that only watch."""
+    device = pick_device(config["device"])
+    seed_everything(config["seed_init"])
+    encoder = build_node(config, "backbone", input_shape=scenario.input_shape)
+    head = build_node(config, "head", features=encoder.width, classes=scenario.n_classes)
+    if config["compile"]:
+        encoder.compile()
+
+    seed_everything(config["seed_train"])
+    strategy, schedule = build_node(config, "strategy"), build_node(config, "schedule")
+    check_fit(head, strategy, scenario)
+    plugins = [LearningRate(schedule)] if schedule else []
+    if isinstance(head, NearestMean):
+        plugins.append(NearestMeanFit(getattr(strategy, "memory", None)))
+
+    train = config["train"]
+    common = {
+        "model": classifier(encoder, head),
+        "optimizer": build_node(config, "optimizer"),
+        "evaluator": Evaluator(scenario.score),
+        "batch_size": train["batch_size"],
+        "epochs": train["epochs"],
+        "eval_batch_size": config["eval"]["batch_size"],
+        "device": device,
+        "order": torch.Generator().manual_seed(config["seed_train"]),
+        "prepare": scenario.prepare,
+        "resident_bytes": config["data"]["resident_gigabytes"] * 2**30,
+        "workers": config["data"]["workers"],
+    }
+    if isinstance(strategy, TemplateStrategy):
+        plugins = [*plugins, *observers]
+        return AvalancheTemplate(template=strategy.template, plugins=plugins, **common), strategy
+    learner = Learner(
+        plugins=[strategy, *plugins, *observers],
+        precision=config["precision"],
+        grad_clip=train["grad_clip"],
+        accumulate=train["accumulate"],
+        **common,
+    )
+    return learner, strategy

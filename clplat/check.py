@@ -1,0 +1,81 @@
+"""Look over a whole config before anything heavy is imported."""
+
+import math
+import re
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from clplat.errors import InputError
+from clplat.targets import check_names
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+LARGEST_SEED = 2**32 - 1  # what NumPy takes
+
+
+def _number(
+    config: dict[str, Any],
+    key: str,
+    least: float,
+    *,
+    whole: bool = False,
+    above: bool = False,
+    optional: bool = False,
+) -> None:
+    """A finite number of at least `least` (more than it if `above`), whole if asked."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return  # not every optimizer has every key
+        value = value[part]
+    if value is None and optional:
+        return
+    number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < least or (above and value == least):
+        kind = "a whole number" if whole else "a number"
+        bound = f"above {least:g}" if above else f"of at least {least:g}"
+        mend = f"for example {key}={_example(least, whole, above)}"
+        null = ", or null" if optional else ""
+        raise InputError(f"{key}={value}: expected {kind} {bound}{null}; {mend}")
+
+
+def _example(least: float, whole: bool, above: bool) -> str:
+    return f"{int(least) + above}" if whole or not above else "0.001"
+
+
+def check(config: dict[str, Any], folders: list[Path]) -> None:
+    """Raise InputError for the first thing that is wrong with a resolved config."""
+    _number(config, "optimizer.lr", 0, above=True)
+    _number(config, "optimizer.weight_decay", 0)
+    _number(config, "optimizer.momentum", 0)
+    for key in ("train.epochs", "train.batch_size", "train.accumulate", "eval.batch_size", "threads"):
+        _number(config, key, 1, whole=True)
+    _number(config, "train.grad_clip", 0, above=True, optional=True)
+    _number(config, "eval.every", 1, whole=True, optional=True)
+    _number(config, "data.resident_gigabytes", 0)
+    _number(config, "data.workers", 0, whole=True)
+    _number(config, "scenario.experiences", 1, whole=True, optional=True)
+    _number(config, "strategy.capacity", 1, whole=True)
+    _number(config, "strategy.strength", 0)
+    for key in ("seed", "seed_data", "seed_init", "seed_train"):
+        _number(config, key, 0, whole=True)
+        if config[key] > LARGEST_SEED:
+            raise InputError(f"{key}={config[key]}: expected at most {LARGEST_SEED}; choose less")
+    if config["precision"] not in PRECISIONS:
+        raise InputError(
+            f"precision={config['precision']}: expected one of {', '.join(PRECISIONS)}; "
+            "fp32 runs everywhere"
+        )
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(config["device"])):
+        raise InputError(
+            f"device={config['device']}: expected auto, cpu, cuda or cuda:<number>; "
+            "auto takes a GPU where there is one"
+        )
+    for key in ("scenario", "backbone", "head", "strategy", "optimizer", "schedule"):
+        node = config.get(key)
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise InputError(
+                f"{key}={node}: expected a config with a _target_; choose a file of the group by "
+                f"{key}=<name> (clplat --help lists them)"
+            )
+    check_names(config, folders)

@@ -1,0 +1,142 @@
+"""TensorBoard events of a run: scalars, the matrix as picture, table and numbers, hyper-parameters."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from torch.utils.tensorboard import SummaryWriter
+
+from clplat.figures import close, matrix_figure
+from clplat.metrics import Matrix
+
+FINAL = (
+    "accuracy",
+    "average_incremental_accuracy",
+    "forgetting",
+    "backward_transfer",
+    "forward_transfer",
+    "learning_accuracy",
+)
+NOT_HYPERPARAMETERS = ("out", "reference", "seed", "seed_data", "seed_init", "seed_train")
+LAYOUT = {"accuracy": {"of each experience": ["Multiline", [r"accuracy/task\d+"]]}}
+
+
+def hyperparameters(config: dict[str, Any], names: dict[str, str]) -> dict[str, float | str | bool]:
+    """The config as flat keys: the chosen name of each group, then every value that is set."""
+    flat: dict[str, float | str | bool] = dict(names)
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if key.startswith("_") or (not prefix and key in NOT_HYPERPARAMETERS):
+                continue
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            elif value is not None and not (key == "seed" or key.startswith("seed_")):
+                flat[prefix + key] = value if isinstance(value, bool | int | float) else str(value)
+
+    walk(config, "")
+    return flat
+
+
+def _summary(tag: str, data: plugin_data_pb2.HParamsPluginData) -> Summary:
+    plugin = SummaryMetadata.PluginData(
+        plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString()
+    )
+    value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
+    value.tensor.CopyFrom(metadata.NULL_TENSOR)
+    return Summary(value=[value])
+
+
+def experiment_summary(hparams: dict[str, Any]) -> Summary:
+    """The columns of the HPARAMS page: hyper-parameters, and the final metrics."""
+    infos = []
+    for name, value in hparams.items():
+        info = api_pb2.HParamInfo(name=name)
+        info.type = (
+            api_pb2.DATA_TYPE_BOOL
+            if isinstance(value, bool)
+            else api_pb2.DATA_TYPE_FLOAT64
+            if isinstance(value, int | float)
+            else api_pb2.DATA_TYPE_STRING
+        )
+        infos.append(info)
+    columns = [
+        api_pb2.MetricInfo(
+            name=api_pb2.MetricName(tag=f"metrics/{name}"), display_name=name.replace("_", " ")
+        )
+        for name in FINAL
+    ]
+    experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=columns)
+    data = plugin_data_pb2.HParamsPluginData(
+        experiment=experiment, version=metadata.PLUGIN_DATA_VERSION
+    )
+    return _summary(metadata.EXPERIMENT_TAG, data)
+
+
+def session_start_summary(hparams: dict[str, Any], group: str) -> Summary:
+    """One run's values; runs of one `group`, the seeds of one config, are shown as their mean."""
+    start = plugin_data_pb2.SessionStartInfo(group_name=group)
+    for name, value in hparams.items():
+        if isinstance(value, bool):
+            start.hparams[name].bool_value = value
+        elif isinstance(value, int | float):
+            start.hparams[name].number_value = value
+        else:
+            start.hparams[name].string_value = value
+    data = plugin_data_pb2.HParamsPluginData(
+        session_start_info=start, version=metadata.PLUGIN_DATA_VERSION
+    )
+    return _summary(metadata.SESSION_START_INFO_TAG, data)
+
+
+def session_end_summary() -> Summary:
+    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+    data = plugin_data_pb2.HParamsPluginData(
+        session_end_info=end, version=metadata.PLUGIN_DATA_VERSION
+    )
+    return _summary(metadata.SESSION_END_INFO_TAG, data)
+
+
+def matrix_markdown(matrix: Matrix) -> str:
+    """The accuracy matrix as a table, the untrained model first."""
+    size = matrix.shape[1]
+    lines = ["| after \\ on | " + " | ".join(str(j) for j in range(size)) + " |"]
+    lines.append("|---" * (size + 1) + "|")
+    for index in range(-1, size):
+        name = "untrained" if index < 0 else str(index)
+        lines.append(f"| {name} | " + " | ".join(f"{v:.3f}" for v in matrix[index]) + " |")
+    return "\n".join(lines)
+
+
+class EventWriter:
+    """One event file in the run's directory."""
+
+    def __init__(self, out: Path, config: dict[str, Any], names: dict[str, str], digest: str):
+        self._writer = SummaryWriter(str(out))
+        self._writer.add_custom_scalars(LAYOUT)
+        text = yaml.safe_dump(config, sort_keys=False)
+        self._writer.add_text("config", "\n".join("    " + line for line in text.splitlines()))
+        hparams = hyperparameters(config, names)
+        self._file().add_summary(experiment_summary(hparams))
+        self._file().add_summary(session_start_summary(hparams, group=digest))
+
+    def _file(self) -> Any:
+        return self._writer._get_file_writer()
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def finish(self, result: dict[str, Any], matrix: Matrix) -> None:
+        figure = matrix_figure(matrix, title=result["strategy"])
+        self._writer.add_figure("accuracy_matrix", figure)
+        close(figure)
+        self._writer.add_text("accuracy_matrix", matrix_markdown(matrix))
+        self._writer.add_tensor("accuracy_matrix/values", torch.from_numpy(matrix))
+        self._file().add_summary(session_end_summary())
+
+    def close(self) -> None:
+        self._writer.close()

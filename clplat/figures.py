@@ -1,0 +1,95 @@
+"""Figures of runs, drawn without a display and without pyplot's global state."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from clplat.metrics import Matrix
+
+# Okabe & Ito's colours, told apart with any colour vision; markers tell them apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+MARKERS = "osD^vPX*"
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def close(figure: Figure) -> None:
+    figure.clear()
+
+
+def _draw_matrix(axes, matrix: Matrix, title: str):
+    size = matrix.shape[1]
+    image = axes.imshow(matrix[:size], vmin=0, vmax=1, cmap="cividis")
+    if size <= 12:
+        for (i, j), value in np.ndenumerate(matrix[:size]):
+            colour = "white" if value < 0.55 else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7.5)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("tested on experience")
+    axes.set_ylabel("after experience")
+    axes.set_xticks(range(0, size, max(1, size // 10)))
+    axes.set_yticks(range(0, size, max(1, size // 10)))
+    return image
+
+
+def matrix_figure(matrix: Matrix, title: str) -> Figure:
+    """The accuracy matrix as a heat map: rows after an experience, columns tested on one."""
+    figure = _figure(4.8, 4)
+    image = _draw_matrix(figure.add_subplot(), matrix, title)
+    figure.colorbar(image, label="accuracy", shrink=0.85)
+    return figure
+
+
+def matrices_figure(matrices: Mapping[str, Matrix], title: str) -> Figure:
+    """Heat maps of several strategies side by side, on one scale."""
+    columns = min(3, len(matrices))
+    rows = -(-len(matrices) // columns)
+    figure = _figure(3.4 * columns + 0.8, 3.3 * rows + 0.4)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    image = None
+    for axes in grid.flat[len(matrices) :]:
+        axes.set_visible(False)
+    for axes, (name, matrix) in zip(grid.flat, matrices.items(), strict=False):
+        image = _draw_matrix(axes, matrix, name)
+    for axes in grid.flat:
+        axes.label_outer()
+    figure.colorbar(image, ax=grid, label="accuracy", shrink=0.6)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]], title: str) -> Figure:
+    """Accuracy over the experiences seen, against experience: mean over runs, band of one deviation."""
+    figure = _figure(7, 4.2)
+    axes = figure.add_subplot()
+    for k, (name, runs) in enumerate(curves.items()):
+        values = np.asarray(runs)  # (runs, T)
+        mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
+        x, colour = np.arange(1, len(mean) + 1), COLOURS[k % len(COLOURS)]
+        marker = MARKERS[k % len(MARKERS)]
+        axes.plot(x, mean, color=colour, marker=marker, markersize=5, label=name, linewidth=1.6)
+        axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
+    axes.set_xlabel("experiences trained")
+    axes.set_ylabel("accuracy over the experiences so far")
+    axes.set_xticks(x if len(x) <= 20 else x[:: len(x) // 10])
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=11)
+    # Named at the side, in the order in which the curves end, so that no line is crossed to read.
+    handles, labels = axes.get_legend_handles_labels()
+    order = np.argsort([-np.asarray(curves[name])[:, -1].mean() for name in labels], kind="stable")
+    axes.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+    )
+    return figure

@@ -1,0 +1,116 @@
+"""The run directory: what a run leaves behind, written so that a crash never leaves half a file."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from clplat import metrics
+from clplat.metrics import Matrix
+from clplat.events import EventWriter
+
+log = logging.getLogger("clplat")
+
+RESULT, CONFIG, MATRIX = "result.json", "config.yaml", "accuracy_matrix.npy"
+DIGEST_LINE = "# digest: "
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of the data or nothing: to a file beside it, to the disk, then renamed."""
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def save_matrix(path: Path, matrix: Matrix) -> None:
+    beside = path.with_name(path.name + ".tmp.npy")
+    np.save(beside, matrix, allow_pickle=False)
+    os.replace(beside, path)
+
+
+def read_digest(out: Path) -> str | None:
+    """The digest of the config that a run directory was started with, if it is one."""
+    try:
+        first = (out / CONFIG).read_text().splitlines()[0]
+    except (FileNotFoundError, NotADirectoryError, IndexError):
+        return None
+    return first.removeprefix(DIGEST_LINE) if first.startswith(DIGEST_LINE) else "none"
+
+
+def read_result(out: Path) -> dict[str, Any] | None:
+    """What a finished run measured; None where there is none."""
+    file = out / RESULT
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+class Record:
+    """Writes one run's directory: events, metrics.jsonl, accuracy_matrix.npy, run.log, result.json."""
+
+    def __init__(self, out: Path, config: dict[str, Any], digest: str, names: dict[str, str]):
+        self.out, self._began = out, time.perf_counter()
+        out.mkdir(parents=True, exist_ok=True)
+        for stale in (*out.glob("events.out.tfevents.*"), out / "metrics.jsonl", out / "run.log"):
+            stale.unlink(missing_ok=True)  # of an earlier attempt that did not finish
+        text = yaml.safe_dump(config, sort_keys=False)
+        write_atomically(out / CONFIG, f"{DIGEST_LINE}{digest}\n{text}".encode())
+        self._log = logging.FileHandler(out / "run.log")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for name in ("clplat", "scenarios", "strategies"):
+            logging.getLogger(name).addHandler(self._log)
+            logging.getLogger(name).setLevel(logging.INFO)
+        self._lines = open(out / "metrics.jsonl", "w")  # noqa: SIM115 - closed by close()
+        self._events = EventWriter(out, config, names, digest)
+
+    def _line(self, **values: Any) -> None:
+        values["seconds"] = round(time.perf_counter() - self._began, 3)
+        self._lines.write(json.dumps(values) + "\n")
+        self._lines.flush()
+
+    def epoch(
+        self, experience: int, epoch: int, iteration: int, loss: float | None, score: float
+    ) -> None:
+        """After each epoch: mean training loss and score; `iteration` counts over the whole run."""
+        self._line(experience=experience, epoch=epoch, loss=loss, training_score=score)
+        values = {"train/loss": loss, "train/score": score}
+        self._events.scalars({k: v for k, v in values.items() if v is not None}, iteration)
+
+    def during(self, experience: int, iteration: int, scores: Sequence[float]) -> None:
+        """An evaluation inside an experience."""
+        self._line(experience=experience, iteration=iteration, scores=list(scores))
+
+    def experience(self, index: int, matrix: Matrix) -> None:
+        """After experience `index` (-1: before training): its row, and the metrics so far."""
+        scores = matrix[index].tolist()
+        self._events.scalars({f"accuracy/task{j:02d}": s for j, s in enumerate(scores)}, index + 1)
+        if index < 0:
+            self._line(experience=index, scores=scores)
+            return
+        seen = np.vstack([matrix[: index + 1, : index + 1], matrix[-1:, : index + 1]])
+        so_far = metrics.summary(seen)
+        self._line(experience=index, scores=scores, **so_far)
+        self._events.scalars({f"metrics/{name}": v for name, v in so_far.items()}, index + 1)
+        log.info("experience %d: accuracy %.4f over those seen", index, so_far["accuracy"])
+
+    def finish(self, result: dict[str, Any], matrix: Matrix) -> None:
+        """The last word: the matrix, then result.json, whose presence says that the run is whole."""
+        save_matrix(self.out / MATRIX, matrix)
+        self._events.finish(result, matrix)
+        self._log.flush()
+        text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+        write_atomically(self.out / RESULT, text.encode())
+
+    def close(self) -> None:
+        self._events.close()
+        self._lines.close()
+        for name in ("clplat", "scenarios", "strategies"):
+            logging.getLogger(name).removeHandler(self._log)
+        self._log.close()

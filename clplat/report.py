@@ -1,0 +1,143 @@
+"""From finished runs to a table, figures and the TensorBoard command: `python -m clplat.report`."""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from clplat.figures import curves_figure, matrices_figure
+from clplat.metrics import Matrix
+from clplat.record import MATRIX, RESULT, read_result
+
+Runs = list[tuple[Path, dict[str, Any]]]
+COLUMNS = {
+    "accuracy": "accuracy",
+    "forgetting": "forgetting",
+    "backward_transfer": "backward transfer",
+    "seconds": "seconds",
+    "memory_bytes": "memory held",
+}
+
+
+def find_runs(paths: Sequence[Path]) -> Runs:
+    """Every finished run below the paths, by place."""
+    files = sorted({file for path in paths for file in path.rglob(RESULT)})
+    found = [(file.parent, read_result(file.parent)) for file in files]
+    return [(out, result) for out, result in found if result is not None]
+
+
+def by_configuration(runs: Runs) -> dict[str, Runs]:
+    """The runs that differ only in their seeds, best mean accuracy first, under a short name."""
+    groups: dict[tuple[str, str, str], Runs] = defaultdict(list)
+    for out, result in runs:
+        groups[(result["scenario"], result["strategy"], result["digest"])].append((out, result))
+    several = {key[:2] for key in groups if sum(k[:2] == key[:2] for k in groups) > 1}
+    scenarios = {key[0] for key in groups}
+
+    def name(key: tuple[str, str, str]) -> str:
+        scenario = f"{key[0]}: " if len(scenarios) > 1 else ""
+        return scenario + key[1] + (f" {key[2]}" if key[:2] in several else "")
+
+    ranked = sorted(groups, key=lambda k: -np.mean([r["accuracy"] for _, r in groups[k]]))
+    return {name(key): groups[key] for key in ranked}
+
+
+def _cell(name: str, values: list[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    mean, deviation = float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
+    if name == "memory_bytes":
+        return _bytes(mean)
+    if name == "seconds":
+        return f"{mean:.1f} ± {deviation:.1f}"
+    return f"{mean:.3f} ± {deviation:.3f}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def table(groups: dict[str, Runs], title: str) -> Table:
+    """Mean and standard deviation over the runs of each configuration."""
+    rows = Table(title=title, title_justify="left", title_style="bold")
+    rows.add_column("strategy", no_wrap=True)
+    rows.add_column("runs", justify="right")
+    for heading in COLUMNS.values():
+        rows.add_column(heading, justify="right", no_wrap=True)
+    for name, runs in groups.items():
+        cells = [_cell(column, [r[column] for _, r in runs]) for column in COLUMNS]
+        rows.add_row(name, str(len(runs)), *cells)
+    return rows
+
+
+def mean_matrix(runs: Runs) -> Matrix:
+    return np.mean([np.load(out / MATRIX, allow_pickle=False) for out, _ in runs], axis=0)
+
+
+def write_figures(groups: dict[str, Runs], scenarios: str, folder: Path) -> list[Path]:
+    """Accuracy against experience, and the mean accuracy matrix of each configuration."""
+    curves = {name: [r["accuracy_so_far"] for _, r in runs] for name, runs in groups.items()}
+    matrices = {name: mean_matrix(runs) for name, runs in groups.items()}
+    figures = {
+        "accuracy.png": curves_figure(
+            curves, f"{scenarios}: mean and standard deviation over seeds"
+        ),
+        "accuracy_matrix.png": matrices_figure(matrices, f"{scenarios}: mean over seeds"),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / name)
+    return [folder / name for name in figures]
+
+
+def tensorboard_link(port: int = 6006) -> str:
+    """A page with smoothing off, which would bend a curve of five points, and the metrics first."""
+    query = urlencode({"smoothing": 0, "tagFilter": "metrics|accuracy/"})
+    return f"http://localhost:{port}/?{query}#timeseries"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m clplat.report",
+        description="Tables and figures of the finished runs below some folders.",
+    )
+    parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")])
+    parser.add_argument("--out", type=Path, help="where figures go (default: the first folder)")
+    options = parser.parse_args(arguments)
+    runs = find_runs(options.folders)
+    if not runs:
+        looked = " ".join(map(str, options.folders))
+        print(
+            f"clplat: {looked}: no finished run (a folder with {RESULT}) below it; name the folder "
+            "that your runs went to, or run some first: clplat -m strategy=finetune,replay",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    groups = by_configuration(runs)
+    scenarios = ", ".join(sorted({result["scenario"] for _, result in runs}))
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console.print(table(groups, f"{scenarios}: mean ± standard deviation over seeds"))
+    folder = options.out or options.folders[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    if len({result["experiences"] for _, result in runs}) == 1:
+        for file in write_figures(groups, scenarios, folder):
+            console.print(f"figure: {file}", soft_wrap=True)
+    else:
+        console.print("no figures: the runs differ in their number of experiences")
+    console.print(f"curves: tensorboard --logdir {options.folders[0]}", soft_wrap=True)
+    console.print(f"        then open {tensorboard_link()}", soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    main()

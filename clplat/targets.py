@@ -1,0 +1,98 @@
+"""Which `_target_` of a config a run may build: a config names objects, it does not run programs."""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+
+from clplat.errors import InputError
+
+ALLOWED = (
+    "clplat.backbones",
+    "clplat.schedule",
+    "clplat.adapter",
+    "clplat.layers",
+    "strategies",
+    "scenarios",
+    "hypernets",
+    "torch.nn",
+    "torch.optim",
+    "avalanche.core",
+    "avalanche.benchmarks",
+    "avalanche.models",
+    "avalanche.training",
+)
+
+
+def _within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def is_allowed(name: str, folders: Sequence[Path]) -> bool:
+    """Whether a dotted name is in a package of the list, of the user's folders, or that opted in.
+
+    An installed package opts in by an entry point of the group `clplat`.
+    """
+    if any(_within(name, package) for package in ALLOWED):
+        return True
+    root = name.split(".")[0]
+    if root in sys.stdlib_module_names or root in ("clplat", "torch", "avalanche", "hydra"):
+        return False
+    if root in {point.value.split(":")[0].split(".")[0] for point in entry_points(group="clplat")}:
+        return True
+    spec = importlib.util.find_spec(root)
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+    return any(
+        Path(place).resolve().is_relative_to(folder.resolve())
+        and "site-packages" not in Path(place).resolve().parts
+        for place in places
+        if place
+        for folder in folders
+    )
+
+
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every `_target_` below a node, as (the key it stands under, its value)."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield f"{key}._target_", str(node["_target_"])
+        for name, value in node.items():
+            yield from targets(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from targets(value, f"{key}[{index}]")
+
+
+def check_names(config: dict[str, Any], folders: Sequence[Path]) -> None:
+    """Refuse by name, without importing anything."""
+    for key, name in targets(config):
+        if not is_allowed(name, folders):
+            where = ", ".join(map(str, folders))
+            raise InputError(
+                f"{key}={name}: not allowed; a config may name what is in {', '.join(ALLOWED)}, "
+                f"or a module of your own in {where}; put the module there, or correct the name"
+            )
+
+
+def check_objects(config: dict[str, Any], folders: Sequence[Path]) -> None:
+    """Import each target, and refuse what turns out to come from elsewhere (`ours.os.system`)."""
+    for key, name in targets(config):
+        try:
+            found = get_object(name)
+        except Exception as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise InputError(
+                f"{key}={name}: cannot be imported ({reason}); expected the import path of a "
+                "class or function; correct the name, or install what it needs"
+            ) from error
+        home = getattr(found, "__module__", None) or ""
+        if not (inspect.isclass(found) or inspect.isroutine(found)) or not is_allowed(home, folders):
+            raise InputError(
+                f"{key}={name}: not allowed; it is {found!r} from {home or 'nowhere'}; expected a "
+                "class or function defined where the name says; name that place itself"
+            )

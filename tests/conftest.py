@@ -1,0 +1,154 @@
+"""Fixtures that more than one test file uses: small scenarios, a small model, and both loops."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from avalanche.benchmarks import CLScenario, benchmark_from_datasets
+from avalanche.benchmarks.scenarios.supervised import with_classes_timeline
+from avalanche.benchmarks.scenarios.task_aware import with_task_labels
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from avalanche.benchmarks.utils.data_attribute import TaskLabels
+from avalanche.core import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from clplat.backbones.classifier import classifier
+from clplat.backbones.heads import Growing, Multi, single
+from clplat.backbones.mlp import MLP
+from clplat.learner import Learner
+from clplat.prepare import Prepare
+from scenarios.streams import make_scenario
+
+# The same examples in every run, and as long as a busy machine needs for each.
+hypothesis.settings.register_profile("clplat", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("clplat")
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+def _clusters(experiences: int, classes: int, samples: int) -> tuple[Pairs, Pairs]:
+    """uint8 images (1, 4, 4) in noisy clusters, of `classes` new classes each experience."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.rand(experiences * classes, 1, 4, 4, generator=generator)
+
+    def pairs(count: int) -> Pairs:
+        made = []
+        for k in range(experiences):
+            y = torch.arange(k * classes, (k + 1) * classes).repeat_interleave(count)
+            noise = 0.25 * torch.randn(len(y), 1, 4, 4, generator=generator)
+            made.append((((centres[y] + noise).clamp(0, 1) * 255).to(torch.uint8), y))
+        return made
+
+    return pairs(samples), pairs(max(4, samples // 2))
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Callable[..., CLScenario]:
+    """Makes a small scenario of our own: uint8 images, two new classes an experience."""
+
+    def make(
+        experiences: int = 3, classes: int = 2, samples: int = 12, task_labels: bool = False
+    ) -> CLScenario:
+        train, test = _clusters(experiences, classes, samples)
+        return make_scenario(train, test, experiences * classes, task_labels, Prepare())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def avalanche_clusters() -> Callable[..., CLScenario]:
+    """Makes a benchmark of the same samples as floats, by Avalanche's means alone."""
+
+    def dataset(x: Tensor, y: Tensor, task: int) -> AvalancheDataset:
+        attributes = [DataAttribute(y, "targets"), TaskLabels([task] * len(y))]
+        return AvalancheDataset([TensorDataset(x.float() / 255, y)], data_attributes=attributes)
+
+    def make(
+        experiences: int = 3, classes: int = 2, samples: int = 12, task_labels: bool = False
+    ) -> CLScenario:
+        train, test = (
+            [dataset(x, y, k if task_labels else 0) for k, (x, y) in enumerate(pairs)]
+            for pairs in _clusters(experiences, classes, samples)
+        )
+        benchmark = benchmark_from_datasets(train=train, test=test)
+        return with_task_labels(with_classes_timeline(benchmark))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mlp() -> Callable[..., nn.Module]:
+    """Makes an MLP for the clusters, with the same weights at each call."""
+
+    def make(head: str = "single", width: int = 12, dropout: float = 0.0) -> nn.Module:
+        torch.manual_seed(0)
+        heads = {"single": single, "growing": Growing, "multi": Multi}
+        return classifier(MLP((1, 4, 4), [width], dropout), heads[head](width, 6))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_learner() -> Callable[..., Learner]:
+    """Makes our learner: SGD at a rate of 0.1, batches of 8, 2 epochs, the batch order of seed 0."""
+
+    def make(model: nn.Module, *plugins: Any, lr: float = 0.1, **options: Any) -> Learner:
+        def sgd(groups: list) -> torch.optim.Optimizer:
+            return torch.optim.SGD(groups, lr=lr)
+
+        options = {"optimizer": sgd, "batch_size": 8, "epochs": 2, **options}
+        return Learner(model, plugins=plugins, **options)
+
+    return make
+
+
+class DrawnBatches:
+    """What our learner's order would draw, made item by item."""
+
+    def __init__(self, dataset: Any, batch_size: int, order: torch.Generator):
+        self.dataset, self.batch_size, self.order = dataset, batch_size, order
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        permutation = torch.randperm(len(self.dataset), generator=self.order).tolist()
+        for k in range(0, len(permutation), self.batch_size):
+            items = [self.dataset[i] for i in permutation[k : k + self.batch_size]]
+            x, y, task = zip(*items, strict=True)
+            yield [torch.stack(x), torch.tensor(y), torch.tensor(task)]
+
+
+class SameOrder(SupervisedPlugin):
+    """Gives Avalanche's loop the batches that our learner draws from the order of seed 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = torch.Generator().manual_seed(0)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        data, size = strategy.adapted_dataset, strategy.train_mb_size
+        strategy.dataloader = DrawnBatches(data, size, self.order)
+
+
+@pytest.fixture(scope="session")
+def make_template() -> Callable[..., SupervisedTemplate]:
+    """Makes Avalanche's own loop with the settings of `make_learner`, batch order included."""
+
+    def make(model: nn.Module, *plugins: Any, lr: float = 0.1, **options: Any) -> SupervisedTemplate:
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        options = {"optimizer": optimizer, "train_mb_size": 8, "train_epochs": 2, **options}
+        options = {"eval_mb_size": 512, "evaluator": None, **options}
+        return SupervisedTemplate(model=model, plugins=[SameOrder(), *plugins], **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def weights() -> Callable[[nn.Module], dict[str, Tensor]]:
+    """Copies a model's parameters and buffers, by name."""
+    return lambda model: {name: value.clone() for name, value in model.state_dict().items()}

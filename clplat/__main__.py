@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -25,10 +26,8 @@ from clplat.digest import SEEDS, config_digest
 from clplat.errors import InputError, TrainingError
 
 GROUPS = ("scenario", "backbone", "head", "strategy", "optimizer", "schedule")
+EXPLAINED = (InputError, TrainingError, HydraException, OmegaConfBaseException, YAMLError)
 USER_CONFIGS = "CLPLAT_CONF_PATH"  # folders like conf/, separated as in PATH
-
-failures: list[Exception] = []  # of the runs of this process, in order
-jobs = 0  # runs begun by this process
 
 
 class UserConfigs(SearchPathPlugin):
@@ -59,29 +58,22 @@ def default_out(names: dict[str, str], digest: str, config: dict[str, Any]) -> P
 
 def one_run(node: DictConfig) -> None:
     """Check a composed config, then run it."""
-    global jobs
-    jobs += 1
-    try:
-        config: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
-        folders, choices = user_folders(), HydraConfig.get().runtime.choices
-        check(config, folders)
-        sys.path += [str(f) for f in folders if str(f) not in sys.path]
-        names = {group: str(choices[group]) for group in GROUPS}
-        digest = config_digest(node)
-        out = Path(config["out"]) if config["out"] else default_out(names, digest, config)
-        config["out"] = str(out)
+    config: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    folders, choices = user_folders(), HydraConfig.get().runtime.choices
+    check(config, folders)
+    sys.path += [str(f) for f in folders if str(f) not in sys.path]
+    names = {group: str(choices[group]) for group in GROUPS}
+    digest = config_digest(node)
+    out = Path(config["out"]) if config["out"] else default_out(names, digest, config)
+    config["out"] = str(out)
 
-        from clplat.progress import RunProgress
+    from clplat.progress import RunProgress
 
-        multirun = HydraConfig.get().mode.name == "MULTIRUN"
-        progress = RunProgress(HydraConfig.get().job.num if multirun else None)
-        with progress.loading():
-            from clplat.run import run
-        run(config, out=out, digest=digest, names=names, folders=folders, progress=progress)
-    except (InputError, TrainingError, OmegaConfBaseException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "user":
-            raise
-        failures.append(error)
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    progress = RunProgress(HydraConfig.get().job.num if sweep else None)
+    with progress.loading():
+        from clplat.run import run
+    run(config, out=out, digest=digest, names=names, folders=folders, progress=progress)
 
 
 def explain(error: Exception) -> str:
@@ -99,19 +91,32 @@ def status(error: Exception) -> int:
 
 
 def main() -> None:
-    """The console script `clplat`."""
-    # Hydra would print its own summary and exit with 1; with this set it hands the error to us.
+    """The console script `clplat`: exit status 0, 1 if a run broke off, 2 for bad input."""
     full_trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "user" if full_trace else "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints the error its way and exits with 1
     Plugins.instance().register(UserConfigs)
-    entry = hydra.main(version_base="1.3", config_path="pkg://clplat.conf", config_name="config")
+    begun: list[DictConfig] = []
+    failures: list[Exception] = []
+
+    def attempt(node: DictConfig) -> None:
+        """A run that fails in a way that we can explain must not end a sweep."""
+        begun.append(node)
+        try:
+            one_run(node)
+        except EXPLAINED as error:
+            failures.append(error)
+            if full_trace:
+                traceback.print_exc()
+
     try:
-        entry(one_run)()
-    except (HydraException, OmegaConfBaseException, YAMLError, InputError) as error:
+        hydra.main(version_base="1.3", config_path="pkg://clplat.conf", config_name="config")(
+            attempt
+        )()
+    except EXPLAINED as error:
+        failures.append(error)
         if full_trace:
             traceback.print_exc()
-        failures.append(error)
-    if jobs == 0 and not failures and {"-m", "--multirun"} & set(sys.argv):
+    if not begun and not failures and {"-m", "--multirun"} & set(sys.argv):
         swept = " ".join(a for a in sys.argv[1:] if not a.startswith("-"))
         failures.append(
             InputError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from clplat.batches import make_batches
 from clplat.data import Columns
+from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from clplat.learner import check_losses
 from clplat.optimizer import OptimizerFactory, follow, make_optimizer
@@ -38,12 +39,24 @@ def template(
     template: Callable[..., BaseSGDTemplate], needs_task_labels: bool = False, **named: Any
 ) -> TemplateStrategy:
     """The strategy of a config node; `named` are keys that `template` takes by interpolation."""
+    _check_draw(named)
     return TemplateStrategy(template, needs_task_labels)
 
 
 def plugin(plugin: Any, **named: Any) -> Any:
     """The plugin of a config node; `named` are keys that `plugin` takes by interpolation."""
+    _check_draw(named)
     return plugin
+
+
+def _check_draw(named: dict[str, Any]) -> None:
+    """Avalanche waits forever for a batch larger than the memory, or leaves replay out."""
+    capacity, batch_size = named.get("capacity"), named.get("batch_size")
+    if capacity is not None and batch_size is not None and not 1 <= batch_size <= capacity:
+        raise InputError(
+            f"strategy.batch_size={batch_size}: expected from 1 to the samples held, "
+            f"strategy.capacity={capacity}; lower it, or raise the capacity"
+        )
 
 
 class OurData(BatchObservation, SupervisedProblem, BaseSGDTemplate):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from clplat.data import Columns, bytes_of, tensors_of
 
@@ -43,6 +43,19 @@ class Batches:
             yield [column.index_select(0, index) for column in self.columns]
 
 
+class Shuffled(Sampler):
+    """Indices in a new random order each time, by the draws that `Batches` makes and no others."""
+
+    def __init__(self, samples: int, order: torch.Generator):
+        self.samples, self.order = samples, order
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.samples, generator=self.order).tolist())
+
+
 def make_batches(
     dataset: AvalancheDataset,
     batch_size: int,
@@ -58,8 +71,9 @@ def make_batches(
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        shuffle=order is not None,
-        generator=order,
+        sampler=None if order is None else Shuffled(len(dataset), order),
+        # A loader draws its workers' seeds; neither the order nor the global generator may feel it.
+        generator=torch.Generator().manual_seed(torch.initial_seed()),
         drop_last=drop_last,
         num_workers=workers,
         pin_memory=device.type == "cuda",

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from clplat.adapter import AvalancheTemplate
 from clplat.backbones.heads import Multi
+from clplat.backbones.mlp import MLP
 from clplat.errors import InputError
 
 # --- plugins, run by our learner -------------------------------------------------------------
@@ -199,12 +200,12 @@ class Progressive(PNN):
 
 def progressive_model(model: Any) -> Progressive:
     """Columns as deep as our MLP and as wide as its features, under our own heads."""
-    linears = [m for m in model.encoder.modules() if isinstance(m, nn.Linear)]
-    if not linears or not isinstance(model.head, Multi):
+    if not (isinstance(model.encoder, MLP) and isinstance(model.head, Multi)):
         raise InputError(
             f"strategy=avalanche/pnn: expected backbone=mlp and head=multi, got a "
             f"{type(model.encoder).__name__} and a {type(model.head).__name__} head; set both"
         )
+    linears = [m for m in model.encoder.modules() if isinstance(m, nn.Linear)]
     progressive = Progressive(len(linears), linears[0].in_features, model.encoder.width)
-    progressive.classifier = model.head
+    progressive.classifier, progressive.max_class_label = model.head, model.head.classes
     return progressive

@@ -1,5 +1,7 @@
 """Avalanche datasets made of tensors, and any Avalanche dataset turned back into tensors."""
 
+from typing import Any
+
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.classification_dataset import (
@@ -44,8 +46,12 @@ def avalanche_dataset(data: TensorData) -> TaskAwareSupervisedClassificationData
 def _plain(data: FlatData) -> bool:
     """Whether items come out as they were put in: no transform is set."""
     groups = [getattr(data, f"_{kind}_groups", None) for kind in ("transform", "frozen_transform")]
-    return not any(
-        any(t is not None for t in group.transform_groups.values()) for group in groups if group
+    # Default groups make their entries only when asked for one: so ask for those that are used.
+    return all(
+        group[name] is None
+        for group in groups
+        if group
+        for name in {"train", "eval", *group.transform_groups}
     )
 
 
@@ -70,13 +76,14 @@ def _columns(data: object) -> Columns | None:
     return [column[index] for column in columns]
 
 
-def _task_column(dataset: AvalancheDataset) -> Tensor:
-    labels = getattr(dataset, "targets_task_labels", None)
-    if labels is None:
-        return torch.zeros(len(dataset), dtype=torch.long)
-    if isinstance(labels.data, ConstantSequence):
-        return torch.full((len(dataset),), int(labels[0]))
-    return torch.as_tensor([int(label) for label in labels])
+def _labels(data: Any) -> Tensor:
+    """The values of an Avalanche attribute, read one by one only where they are not constant."""
+    if isinstance(data, ConstantSequence):
+        return torch.full((len(data),), int(data._constant_value))
+    if isinstance(data, FlatData) and data._datasets:
+        labels = torch.cat([_labels(part) for part in data._datasets])
+        return labels if data._indices is None else labels[torch.as_tensor(data._indices)]
+    return torch.as_tensor([int(label) for label in data], dtype=torch.long)
 
 
 def _first_leaf(data: object) -> object:
@@ -96,7 +103,11 @@ def tensors_of(dataset: AvalancheDataset, stored: bool = True) -> Columns:
         columns = [torch.cat([torch.as_tensor(b[i]) for b in batches]) for i in (0, 1)]
     leaf = _first_leaf(dataset._flat_data)
     x = columns[0] if stored or not isinstance(leaf, TensorData) else leaf.prepare(columns[0])
-    return [x, columns[1].long(), columns[2] if len(columns) > 2 else _task_column(dataset)]
+    y = columns[1].long()
+    task = getattr(dataset, "targets_task_labels", None)
+    if task is not None:  # what Avalanche says, though the data may say otherwise
+        return [x, y, _labels(task.data)]
+    return [x, y, columns[2] if len(columns) > 2 else torch.zeros_like(y)]
 
 
 def bytes_of(dataset: AvalancheDataset) -> int:

@@ -183,13 +183,15 @@ class Learner:
         self._fire("after_training_exp")
 
     def _train_epoch(self) -> None:
-        self.losses, last = [], len(self.dataloader) - 1
+        self.losses, batches = [], len(self.dataloader)
         for iteration, self.mbatch in enumerate(self.dataloader):
             if self._stop_training:
                 break
             self._unpack()
             self._fire("before_training_iteration")
-            if iteration % self.accumulate == 0:
+            place = iteration % self.accumulate  # among the batches of one update
+            group = min(self.accumulate, batches - iteration + place)  # fewer at the epoch's end
+            if place == 0:
                 self._zero_grad()
             self.loss = 0.0
 
@@ -199,10 +201,10 @@ class Learner:
             self.loss = self.loss + self.criterion()
 
             self._fire("before_backward")
-            self._backward()
+            self._backward(group)
             self._fire("after_backward")
 
-            if iteration % self.accumulate == self.accumulate - 1 or iteration == last:
+            if place == group - 1:
                 self._fire("before_update")
                 self._update()
                 self._fire("after_update")
@@ -222,8 +224,8 @@ class Learner:
             for parameter in group["params"]:
                 parameter.grad = None
 
-    def _backward(self) -> None:
-        loss = self.loss / self.accumulate if self.accumulate > 1 else self.loss
+    def _backward(self, group: int) -> None:
+        loss = self.loss / group if group > 1 else self.loss
         (self._scaler.scale(loss) if self._scaler else loss).backward()
 
     def _update(self) -> None:

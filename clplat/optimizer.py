@@ -30,6 +30,12 @@ def make_optimizer(factory: OptimizerFactory, model: nn.Module) -> tuple[Optimiz
     return factory([{**g, "params": list(g["params"].values())} for g in groups]), held
 
 
+def _grew(old: Tensor, new: Tensor) -> bool:
+    if new.shape == old.shape or new.ndim != old.ndim:
+        return False
+    return all(after >= before for after, before in zip(new.shape, old.shape, strict=True))
+
+
 def _padded(value: Any, old: Tensor, new: Tensor) -> Any:
     """State of the old parameter's shape, with zeros for what the new one has in addition."""
     if not isinstance(value, Tensor) or value.shape != old.shape:
@@ -43,7 +49,7 @@ def follow(optimizer: Optimizer, model: nn.Module, held: Names) -> Names:
     """Make the optimizer hold what the model has now; returns the parameters by name.
 
     A parameter that grew keeps its state, with zeros for the new entries; one that was replaced
-    by another of the same shape starts afresh; one that is gone is dropped.
+    by another that is no larger starts afresh; one that is gone is dropped.
     """
     groups = trainable(model)
     now = {name: p for group in groups for name, p in group["params"].items()}
@@ -54,8 +60,9 @@ def follow(optimizer: Optimizer, model: nn.Module, held: Names) -> Names:
         if new is old or old not in optimizer.state:
             continue
         state = optimizer.state.pop(old)
-        if new is not None and new.shape != old.shape:
+        if new is not None and _grew(old, new):
             optimizer.state[new] = {k: _padded(v, old, new) for k, v in state.items()}
+    del optimizer.param_groups[len(groups) :]
     for i, group in enumerate(groups):
         parameters = list(group["params"].values())
         if i < len(optimizer.param_groups):

@@ -20,6 +20,7 @@ from clplat.digest import SEEDS
 from clplat.errors import InputError
 from clplat.evaluation import DuringTraining, TrainingScore
 from clplat.metrics import Matrix
+from clplat.quiet import hush_avalanche
 from clplat.record import MATRIX, Record, read_digest, read_result
 
 log = logging.getLogger("clplat")
@@ -127,6 +128,7 @@ def run(
         progress.skipped(out)
         return done
 
+    hush_avalanche()
     torch.set_num_threads(config["threads"])
     scenario = build_scenario(config, folders)
     train_stream, test_stream = list(scenario.train_stream), list(scenario.test_stream)

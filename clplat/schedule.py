@@ -33,19 +33,18 @@ def step(milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1) -> Sched
 
 
 class LearningRate(SupervisedPlugin):
-    """Sets each group's rate before every iteration; each experience starts at the peak again."""
+    """Sets each group's rate before every iteration; each experience starts at the peak again.
+
+    The peak is kept in the group as `initial_lr`, where torch's schedulers keep it too, so that it
+    is saved and restored with the optimizer.
+    """
 
     def __init__(self, schedule: Schedule):
         super().__init__()
         self.schedule = schedule
-        self._peaks: list[float] = []
-
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        groups = strategy.optimizer.param_groups
-        self._peaks += [group["lr"] for group in groups[len(self._peaks) :]]
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         total = max(1, strategy.train_epochs * len(strategy.dataloader))
         factor = self.schedule(strategy.clock.train_exp_iterations / total)
-        for group, peak in zip(strategy.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -1,5 +1,6 @@
 """Read the activations of any module during a forward pass that runs anyway."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -14,8 +15,14 @@ class Tap:
         self.value: Tensor | None = None
         self._handle = module.register_forward_hook(self._keep)
 
+    @torch.compiler.disable  # in a compiled module, dynamo warns of the graph that is kept here
     def _keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        self.value = output
+        if self._handle is not None:
+            self.value = output
+
+    def __getstate__(self) -> dict[str, None]:
+        """Copying a tapped module copies the tap, which nobody reads: the copy keeps nothing."""
+        return {"value": None, "_handle": None}
 
     def take(self) -> Tensor:
         if self.value is None:

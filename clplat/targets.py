@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
@@ -12,10 +13,13 @@ from hydra.utils import get_object
 
 from clplat.errors import InputError
 
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it also raises
+
 ALLOWED = (
     "clplat.backbones",
     "clplat.schedule",
     "clplat.adapter",
+    "clplat.bridges",
     "clplat.layers",
     "strategies",
     "scenarios",

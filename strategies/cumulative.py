@@ -13,13 +13,19 @@ class Cumulative(SupervisedPlugin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Any] = []
-
-    @property
-    def memory_bytes(self) -> int:
-        """Of the inputs of all experiences seen."""
-        return sum(map(bytes_of, self.seen))
+        self.seen: list[int] = []  # places in the stream of the experiences seen, as they came
+        self.memory_bytes = 0  # of the inputs of all experiences seen
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        self.seen.append(strategy.adapted_dataset)
-        strategy.adapted_dataset = concat_datasets(self.seen)
+        stream = strategy.experience.origin_stream
+        earlier = [stream[place].dataset.train() for place in self.seen]
+        datasets = [*earlier, strategy.adapted_dataset]
+        strategy.adapted_dataset = concat_datasets(datasets)
+        self.seen.append(strategy.experience.current_experience)
+        self.memory_bytes = sum(map(bytes_of, datasets))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": list(self.seen), "memory_bytes": self.memory_bytes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen, self.memory_bytes = list(state["seen"]), state["memory_bytes"]

@@ -48,6 +48,16 @@ class Replay(SupervisedPlugin):
             )
         self.memory, self.batch_size = Memory(capacity, memory), batch_size
 
+    def check(self, scenario: Any) -> None:
+        """Refuse a memory that cannot hold one sample of each class where it should."""
+        if self.memory.per_class and self.memory.capacity < scenario.n_classes:
+            raise InputError(
+                f"strategy.capacity={self.memory.capacity}: strategy.memory={self.memory.policy} "
+                f"keeps at least one sample of each of the scenario's {scenario.n_classes} "
+                f"classes; set strategy.capacity={scenario.n_classes} or more, or "
+                "strategy.memory=reservoir"
+            )
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if len(self.memory):
             size = self.batch_size or strategy.train_mb_size

@@ -27,6 +27,8 @@ from scenarios.streams import make_scenario
 hypothesis.settings.register_profile("clplat", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("clplat")
 
+torch.set_num_threads(1)  # tensors this small gain nothing from more
+
 Pairs = list[tuple[Tensor, Tensor]]
 
 
@@ -152,3 +154,38 @@ def make_template() -> Callable[..., SupervisedTemplate]:
 def weights() -> Callable[[nn.Module], dict[str, Tensor]]:
     """Copies a model's parameters and buffers, by name."""
     return lambda model: {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def bare_loop() -> Callable[..., nn.Module]:
+    """Trains without any framework, on the batches that the order of seed 0 draws.
+
+    On each of `parts` in turn: an experience, or a list of several taken together.
+    """
+
+    def train(
+        model: nn.Module,
+        parts: Any,
+        epochs: int = 2,
+        batch_size: int = 8,
+        optimizer: torch.optim.Optimizer | None = None,
+        update: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> nn.Module:
+        optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
+        order = torch.Generator().manual_seed(0)
+
+        def plain_update(x: Tensor, y: Tensor) -> None:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        for part in parts:
+            together = part if isinstance(part, list) else [part]
+            items = [item for e in together for item in e.dataset]
+            x, y = torch.stack([i[0] for i in items]), torch.tensor([int(i[1]) for i in items])
+            for _ in range(epochs):
+                for index in torch.randperm(len(y), generator=order).split(batch_size):
+                    (update or plain_update)(x[index], y[index])
+        return model
+
+    return train

@@ -62,25 +62,6 @@ class At(SupervisedPlugin):
         self.__class__ = type("At", (At,), {hook: lambda self, strategy, **_: function(strategy)})
 
 
-def bare_loop(model, experiences, epochs=2, batch_size=8, optimizer=None, update=None):
-    """Fine-tuning without any framework, on the batches that the order of seed 0 draws."""
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
-    order = torch.Generator().manual_seed(0)
-
-    def plain_update(x, y):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    for experience in experiences:
-        data = experience.dataset
-        x, y = torch.stack([data[i][0] for i in range(len(data))]), torch.tensor(list(data.targets))
-        for _ in range(epochs):
-            for index in torch.randperm(len(y), generator=order).split(batch_size):
-                (update or plain_update)(x[index], y[index])
-    return model
-
-
 def assert_same(one, other):
     assert one.keys() == other.keys()
     for name in one:
@@ -254,7 +235,7 @@ def test_hooks_that_a_plugin_leaves_idle_are_not_called():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_fine_tuning_gives_the_weights_of_a_bare_pytorch_loop(
-    clusters, mlp, make_learner, weights, momentum
+    clusters, mlp, make_learner, weights, momentum, bare_loop
 ):
     scenario = clusters(samples=9)
 
@@ -340,7 +321,7 @@ STOCK = {
 
 @pytest.mark.parametrize("name", STOCK)
 def test_a_stock_plugin_acts_and_gives_the_weights_it_gives_in_avalanches_template(
-    clusters, mlp, make_learner, make_template, weights, name
+    clusters, mlp, make_learner, make_template, weights, name, bare_loop
 ):
     scenario, models = clusters(experiences=3), []
     for make in (make_learner, make_template):
@@ -366,7 +347,7 @@ def test_a_stock_plugin_acts_and_gives_the_weights_it_gives_in_avalanches_templa
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_mixed_precision_gives_the_weights_of_a_bare_autocast_loop(
-    clusters, mlp, make_learner, weights, precision, dtype, clip
+    clusters, mlp, make_learner, weights, precision, dtype, clip, bare_loop
 ):
     stream = clusters(experiences=2).train_stream
     learner = make_learner(mlp(), precision=precision, grad_clip=clip)
@@ -396,9 +377,9 @@ def test_mixed_precision_gives_the_weights_of_a_bare_autocast_loop(
 
 
 def test_gradients_are_clipped_to_the_norm_that_a_manual_computation_gives(
-    clusters, mlp, make_learner, weights
+    clusters, mlp, make_learner, weights, bare_loop
 ):
-    stream, clip, norms = clusters(experiences=2).train_stream, 0.5, []
+    stream, clip, norms = clusters(experiences=2).train_stream, 0.8, []
     learner = make_learner(mlp(), grad_clip=clip)
     learner.train(stream)
 
@@ -656,12 +637,17 @@ def test_evaluation_runs_without_gradients_and_in_evaluation_mode(clusters, mlp,
     assert seen == [(False, False, True)]
 
 
-def test_data_that_is_not_resident_gives_the_same_weights(clusters, mlp, make_learner, weights):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_is_not_resident_gives_the_same_weights(
+    clusters, mlp, make_learner, weights, workers
+):
     models = []
     for resident_bytes in (float("inf"), 0):
-        learner = make_learner(mlp(dropout=0.3), resident_bytes=resident_bytes)
+        learner = make_learner(
+            mlp(dropout=0.3), resident_bytes=resident_bytes, workers=workers, epochs=2
+        )
         torch.manual_seed(7)
-        for experience in clusters(samples=9).train_stream:
+        for experience in clusters(experiences=2, samples=9).train_stream:
             learner.train(experience)
         assert isinstance(learner.dataloader, torch.utils.data.DataLoader) == (resident_bytes == 0)
         models.append(weights(learner.model))

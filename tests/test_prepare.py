@@ -99,10 +99,7 @@ def test_evaluation_does_not_augment():
 def test_training_applies_each_augmentation_that_is_set(prepare, dtype):
     torch.manual_seed(0)
     x = images(20).to(dtype)
-    unique = {tuple(image.flatten().tolist()) for image in prepare(x, training=True)}
-    originals = {tuple(image.flatten().tolist()) for image in prepare(x)}
-    assert 0 < len(unique - originals) < 20 + 1
-    assert (unique & originals) or prepare.crop
+    assert not torch.equal(prepare(x, training=True), prepare(x))
 
 
 def test_without_augmentation_training_is_evaluation():

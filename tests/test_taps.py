@@ -82,3 +82,11 @@ def test_a_tapped_model_can_be_copied_and_the_copy_does_not_reach_the_tap(model)
     copied(torch.randn(2, 3))
     assert tap.take().shape == (4, 5)
     assert torch.equal(copied(x), model(x))
+
+
+def test_the_copy_of_a_tapped_model_keeps_no_activations(model):
+    Tap(model[1])
+    copied = copy.deepcopy(model)
+    copied(torch.randn(4, 3))
+    (hook,) = copied[1]._forward_hooks.values()
+    assert hook.__self__.value is None

@@ -1,0 +1,138 @@
+"""`make bench`: the figures of the loop, of online replay, of growth and of start-up."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.storage_policy import ClassBalancedBuffer
+from hydra.utils import get_class
+
+from clplat.bench.data import Pairs, split_floats
+from clplat.bench.loops import avalanche, bare, mlp, ours, stream
+from clplat.bench.timing import Figure, clock, in_turns, ratio
+from clplat.learner import Learner
+from clplat.quiet import hush_avalanche
+
+LOOPS = [((784, 400, 400, 10), 128, 0.95, 2.0), ((784, 64, 64, 10), 32, 0.85, 3.0)]
+
+
+def replay(capacity: int) -> Any:
+    return get_class("strategies.replay.Replay")(capacity, "class_balanced")
+
+
+def loop(pairs: Pairs) -> Iterator[Figure]:
+    """Our loop against a bare one and against stock Avalanche, one epoch on five experiences."""
+    train = stream(pairs)
+    for widths, batch_size, of_bare, of_avalanche in LOOPS:
+        contenders: dict[str, Callable[[], float]] = {
+            "bare": partial(bare, pairs, widths, batch_size),
+            "ours": partial(ours, train, widths, batch_size),
+            "avalanche": partial(avalanche, train, widths, batch_size),
+        }
+        seconds = in_turns(contenders, rounds=5)
+        name = f"loop, MLP {'-'.join(map(str, widths))}, batch {batch_size}"
+        yield Figure(f"{name}: of a bare loop", ratio(seconds["bare"], seconds["ours"]), of_bare)
+        speed = ratio(seconds["avalanche"], seconds["ours"])
+        yield Figure(f"{name}: times Avalanche", speed, of_avalanche)
+
+
+def online_replay(pairs: Pairs) -> Iterator[Figure]:
+    """Experiences of 10 samples, memory 500 class-balanced, linear model, batch 10."""
+    small = [(x[:400].split(10), y[:400].split(10)) for x, y in pairs]
+    chunks = [pair for xs, ys in small for pair in zip(xs, ys, strict=True)]
+    train = stream(chunks)
+
+    def stock() -> float:
+        policy = ClassBalancedBuffer(500)
+        return avalanche(train, (784, 10), 10, [ReplayPlugin(500, storage_policy=policy)])
+
+    contenders = {"avalanche": stock, "ours": lambda: ours(train, (784, 10), 10, [replay(500)])}
+    seconds = in_turns(contenders, rounds=3)
+    name = f"online replay, {len(chunks)} experiences of 10: times Avalanche"
+    yield Figure(name, ratio(seconds["avalanche"], seconds["ours"]), 10.0)
+
+
+class Stopwatch(SupervisedPlugin):
+    """Seconds per iteration of each experience."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.costs: list[float] = []
+        self._ticks: list[float] = []
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self._ticks.append(clock())
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.costs.append(float(np.median(np.diff(self._ticks))))
+        self._ticks = []
+
+
+def growth(pairs: Pairs) -> Iterator[Figure]:
+    """A line through the cost of an iteration over 100 experiences, as a share of its mean."""
+    chunks = [(x[k : k + 640], y[k : k + 640]) for x, y in pairs for k in range(0, 12800 - 640, 640)]
+    train = stream(chunks[:100] + chunks[: max(0, 100 - len(chunks))])
+    strategies = {
+        "finetune": ("strategies.finetune.FineTune", {}),
+        "replay": ("strategies.replay.Replay", {"capacity": 500}),
+        "ewc": ("strategies.ewc.EWC", {"strength": 1.0, "fisher": "batch"}),
+        "lwf": ("strategies.lwf.LwF", {}),
+        "derpp": ("strategies.der.DER", {"capacity": 500}),
+    }
+    for name, (target, arguments) in strategies.items():
+        watch = Stopwatch()
+        sgd = partial(torch.optim.SGD, lr=0.01)
+        plugins = [get_class(target)(**arguments), watch]
+        Learner(mlp(784, 64, 10), sgd, batch_size=16, plugins=plugins).train(train)
+        costs = np.array(watch.costs[2:])  # the first experiences have nothing to remember
+        slope = np.polyfit(np.arange(len(costs)), costs, 1)[0] * 100 / costs.mean() * 100
+        label = f"growth, {name}: cost of an iteration over 100 experiences"
+        yield Figure(label, float(slope), 10.0, "%", at_most=True)
+
+
+def startup(pairs: Pairs) -> Iterator[Figure]:
+    """The time to the first word, and what the top-level import pulls in."""
+
+    def seconds(*command: str) -> float:
+        began = clock()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        return clock() - began
+
+    best = min(seconds("-m", "clplat", "--help") for _ in range(7))
+    yield Figure("clplat --help", best, 0.8, "s", at_most=True)
+    heavy = "import clplat, sys; sys.exit(len({'torch', 'avalanche'} & set(sys.modules)))"
+    pulled = subprocess.run([sys.executable, "-c", heavy], check=False).returncode
+    yield Figure("import clplat: of torch and avalanche imported", pulled, 0, "", at_most=True)
+
+
+PARTS = {part.__name__: part for part in (loop, online_replay, growth, startup)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m clplat.bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1, as clplat)")
+    options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    hush_avalanche()
+    torch.set_num_threads(options.threads)
+    pairs = split_floats()
+    missed = 0
+    for name in options.parts or PARTS:
+        for figure in PARTS[name](pairs):
+            print(figure, flush=True)
+            missed += not figure.met
+    print(f"{missed} figures missed" if missed else "all figures met")
+
+
+if __name__ == "__main__":
+    main()

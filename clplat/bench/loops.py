@@ -1,0 +1,92 @@
+"""The same training in a bare PyTorch loop, in ours, and in stock Avalanche."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from avalanche.benchmarks import CLScenario, EagerCLStream
+from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
+from avalanche.benchmarks.scenarios.task_aware import with_task_labels
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.classification_dataset import (
+    TaskAwareSupervisedClassificationDataset,
+)
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from clplat.bench.data import Pairs
+from clplat.bench.timing import clock
+from clplat.evaluation import Evaluator, TrainingScore
+from clplat.learner import Learner
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for a, b in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def stream(pairs: Pairs) -> Any:
+    """An Avalanche stream over the tensors as they are."""
+    experiences = []
+    for x, y in pairs:
+        dataset: AvalancheDataset = TaskAwareSupervisedClassificationDataset(
+            [TensorDataset(x, y)],
+            data_attributes=[DataAttribute(y, "targets"), TaskLabels(ConstantSequence(0, len(y)))],
+        )
+        experiences.append(DatasetExperience(dataset=dataset))
+    scenario = CLScenario([EagerCLStream("train", experiences)])
+    return with_task_labels(scenario).train_stream
+
+
+def bare(pairs: Pairs, widths: tuple[int, ...], batch_size: int) -> float:
+    """Seconds of the loop that one would write by hand: data in memory, no metrics."""
+    model = mlp(*widths)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    began = clock()
+    for x, y in pairs:
+        for index in torch.randperm(len(y)).split(batch_size):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x[index]), y[index])
+            loss.backward()
+            optimizer.step()
+    return clock() - began
+
+
+def ours(train: Any, widths: tuple[int, ...], batch_size: int, plugins: Any = ()) -> float:
+    """Seconds of our learner with the training accuracy counted."""
+    sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    learner = Learner(
+        mlp(*widths),
+        sgd,
+        batch_size=batch_size,
+        plugins=[*plugins, TrainingScore()],
+        evaluator=Evaluator(),
+    )
+    began = clock()
+    learner.train(train)
+    return clock() - began
+
+
+def avalanche(train: Any, widths: tuple[int, ...], batch_size: int, plugins: Any = ()) -> float:
+    """Seconds of Avalanche's template with its accuracy metrics and no logger."""
+    model = mlp(*widths)
+    metrics = accuracy_metrics(epoch=True, experience=True, stream=True)
+    strategy = SupervisedTemplate(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        train_mb_size=batch_size,
+        eval_mb_size=512,
+        plugins=list(plugins),
+        evaluator=EvaluationPlugin(metrics, loggers=[]),
+    )
+    began = clock()
+    strategy.train(train, eval_streams=[])
+    return clock() - began

@@ -60,8 +60,8 @@ def one_run(node: DictConfig) -> None:
     """Check a composed config, then run it."""
     config: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     folders, choices = user_folders(), HydraConfig.get().runtime.choices
-    check(config, folders)
     sys.path += [str(f) for f in folders if str(f) not in sys.path]
+    check(config, folders)
     names = {group: str(choices[group]) for group in GROUPS}
     digest = config_digest(node)
     out = Path(config["out"]) if config["out"] else default_out(names, digest, config)

@@ -53,7 +53,8 @@ class LwF(SupervisedPlugin):
         with torch.no_grad():
             old = _by_task(self.teacher, strategy.mb_x)
         if self._features is not None:
-            new = strategy.model.head(self._features.take(), None)
+            features = self._features.take().to(strategy.mb_output.dtype)  # not autocast's
+            new = strategy.model.head(features, None)
         elif is_multi_task_module(strategy.model):
             new = _by_task(strategy.model, strategy.mb_x)
         else:
@@ -76,11 +77,11 @@ class LwF(SupervisedPlugin):
             self.seen[int(task)] = sorted({*self.seen.get(int(task), []), *map(int, classes)})
 
     def state_dict(self) -> dict[str, Any]:
-        teacher = None if self.teacher is None else self.teacher.state_dict()
+        teacher = self._pending if self.teacher is None else self.teacher.state_dict()
         return {"teacher": teacher, "seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen, self._pending = state["seen"], state["teacher"]
+        self.seen, self._pending, self.teacher = state["seen"], state["teacher"], None
 
 
 def _by_task(model: nn.Module, x: Tensor) -> dict[int, Tensor]:

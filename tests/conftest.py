@@ -1,5 +1,7 @@
 """Fixtures that more than one test file uses: small scenarios, a small model, and both loops."""
 
+import copy
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -189,3 +191,43 @@ def bare_loop() -> Callable[..., nn.Module]:
         return model
 
     return train
+
+
+@pytest.fixture
+def resume_and_compare(
+    clusters: Any, mlp: Any, make_learner: Any
+) -> Callable[[Callable[[], Any], str], tuple[Any, Any]]:
+    """Trains on 2 experiences, then on a third twice: by the strategy itself, and by a new one
+    that was given its saved state; asserts equal losses and weights, and returns both strategies.
+    """
+
+    def through_a_file(state: dict) -> dict:
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        return torch.load(file, weights_only=True)
+
+    def compare(make_strategy: Callable[[], Any], head: str = "single") -> tuple[Any, Any]:
+        stream = clusters(task_labels=head == "multi").train_stream
+        strategy, restored = make_strategy(), make_strategy()
+        learner = make_learner(mlp(head), strategy)
+        learner.train([stream[0], stream[1]])
+        restored.load_state_dict(through_a_file(strategy.state_dict()))
+        # Saved again before anything was trained, the state is still all there.
+        restored.load_state_dict(through_a_file(restored.state_dict()))
+
+        resumed = make_learner(copy.deepcopy(learner.model), restored)
+        resumed.order.set_state(learner.order.get_state())
+        vars(resumed.clock).update(vars(learner.clock))
+        generator = torch.get_rng_state()
+        learner.train(stream[2])
+        torch.set_rng_state(generator)
+        resumed.train(stream[2])
+
+        assert torch.equal(torch.stack(learner.losses), torch.stack(resumed.losses))
+        one, other = learner.model.state_dict(), resumed.model.state_dict()
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        return strategy, restored
+
+    return compare

@@ -81,13 +81,19 @@ class Multi(MultiTaskModule):
             key, known = str(task), []
             if key in self.linears:
                 known = self._columns(task).tolist()
-            new = sorted(set(experience.classes_in_this_experience) - set(known))
+            new = sorted(self._classes(experience, task) - set(known))
             if new:
                 old = self.linears[key] if key in self.linears else None
                 width = len(known) + len(new)
                 self.linears[key] = _widened(old, self.in_features, width, self.device_marker)  # type: ignore[arg-type]
                 columns = torch.tensor(known + new, device=self.device_marker.device)
                 self.register_buffer(f"columns_{key}", columns)
+
+    @staticmethod
+    def _classes(experience: Any, task: int) -> set[int]:
+        if len(experience.task_labels) == 1:
+            return set(experience.classes_in_this_experience)
+        return set(experience.dataset.task_set[task].targets.uniques)
 
     def _columns(self, task: int) -> Tensor:
         return getattr(self, f"columns_{task}")
@@ -180,8 +186,8 @@ class NearestMeanFit(SupervisedPlugin):
             x, y, *_ = self.memory.all()
             model.head.fit(model.features(prepared(strategy, x, False)), y)
         pairs = [
-            (model.features(prepared(strategy, x, False)), y) for x, y, *_ in experience_batches(strategy)
+            (model.features(prepared(strategy, x, False)), y)
+            for x, y, *_ in experience_batches(strategy)
         ]
         model.head.fit(*(torch.cat(part) for part in zip(*pairs, strict=True)))
         model.train(was_training)
-

@@ -1,0 +1,37 @@
+"""The command line, called in this process: seconds of imports are paid once for the whole suite."""
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from clplat.__main__ import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """`command("strategy=ewc seed=1")` is `clplat strategy=ewc seed=1` in the current folder."""
+
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+
+    def __call__(self, arguments: str) -> Outcome:
+        self.monkeypatch.setattr(sys, "argv", ["clplat", *shlex.split(arguments)])
+        self.monkeypatch.setattr(sys, "path", [*sys.path])
+        self.monkeypatch.setitem(os.environ, "HYDRA_FULL_ERROR", "0")
+        self.capsys.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return Outcome(status, *self.capsys.readouterr())

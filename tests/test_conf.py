@@ -1,0 +1,132 @@
+"""Every file of conf/ composes, builds and trains one step: a new file is tested by existing."""
+
+import gzip
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+import clplat.conf
+from clplat.build import build_learner, build_scenario
+from clplat.check import check
+
+CONF = Path(clplat.conf.__file__).parent
+OURS = ("scenario", "backbone", "head", "strategy", "optimizer", "schedule", "experiment")
+
+
+def files(group: str) -> list[str]:
+    """The files of one group; tests/test_adapter.py has those of strategy/avalanche."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_module("clplat.conf", version_base="1.3"):
+        node = compose("config", overrides=["scenario.experiences=2", *overrides])
+    config: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    check(config, [])
+    return config
+
+
+def write_idx(path: Path, values: torch.Tensor) -> None:
+    header = struct.pack(f">HBB{values.dim()}I", 0, 8, values.dim(), *values.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(header + values.numpy().tobytes()))
+
+
+@pytest.fixture
+def made_up_data(tmp_path, monkeypatch):
+    """Small random files in the formats of the real ones, where CLPLAT_DATA points."""
+    monkeypatch.setenv("CLPLAT_DATA", str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+
+    def pixels(*shape: int) -> torch.Tensor:
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+
+    for folder in ("mnist", "fashion-mnist"):
+        for part, count in (("train", 60), ("t10k", 20)):
+            labels = torch.arange(count, dtype=torch.uint8) % 10
+            write_idx(tmp_path / folder / f"{part}-images-idx3-ubyte.gz", pixels(count, 28, 28))
+            write_idx(tmp_path / folder / f"{part}-labels-idx1-ubyte.gz", labels)
+    for folder, names, classes, label_bytes in (
+        ("cifar-10-batches-bin", [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], 10, 1),
+        ("cifar-100-binary", ["train", "test"], 100, 2),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            rows = pixels(2 * classes, label_bytes + 3072)
+            rows[:, label_bytes - 1] = torch.arange(2 * classes) % classes
+            (tmp_path / folder / f"{name}.bin").write_bytes(rows.numpy().tobytes())
+
+
+def train_one_step(config: dict[str, Any]) -> None:
+    """Build all objects, train each experience on one batch, evaluate; weights must move."""
+    config["train"].update(epochs=1, batch_size=8)
+    scenario = build_scenario(config, [])
+    learner, _ = build_learner(config, scenario, [OneIteration()])
+    before = [p.clone() for p in learner.model.parameters()]
+    for experience in list(scenario.train_stream)[:2]:
+        learner.train(experience)
+    after = list(learner.model.parameters())
+    assert all(p.isfinite().all() for p in after)
+    assert len(after) != len(before) or any(
+        a.shape != b.shape or not torch.equal(a, b) for a, b in zip(after, before, strict=True)
+    )
+    scores = learner.eval(list(scenario.test_stream)[:2])
+    assert all(0 <= score <= 1 for score in scores)
+
+
+class OneIteration:
+    """Ends each experience after its first batch."""
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.stop_training()
+
+
+@pytest.mark.parametrize("name", sorted(set(files("scenario")) - {"avalanche"}))
+def test_every_scenario_trains_one_step(name, made_up_data):
+    train_one_step(composed(f"scenario={name}"))
+
+
+@pytest.mark.parametrize("task_labels", [False, True])
+@pytest.mark.parametrize("name", files("strategy"))
+def test_every_strategy_trains_one_step(name, task_labels):
+    train_one_step(composed(f"strategy={name}", f"scenario.task_labels={task_labels}"))
+
+
+@pytest.mark.parametrize("name", files("backbone"))
+def test_every_backbone_trains_one_step(name):
+    train_one_step(composed(f"backbone={name}"))
+
+
+@pytest.mark.parametrize("name", files("head"))
+def test_every_head_trains_one_step(name):
+    labels = "true" if name == "multi" else "false"
+    train_one_step(composed(f"head={name}", f"scenario.task_labels={labels}"))
+
+
+@pytest.mark.parametrize("name", files("optimizer"))
+def test_every_optimizer_trains_one_step(name):
+    train_one_step(composed(f"optimizer={name}"))
+
+
+@pytest.mark.parametrize("name", files("schedule"))
+def test_every_schedule_trains_one_step(name):
+    train_one_step(composed(f"schedule={name}"))
+
+
+@pytest.mark.parametrize("name", files("experiment"))
+def test_every_experiment_composes(name):
+    with initialize_config_module("clplat.conf", version_base="1.3"):
+        node = compose("config", overrides=[f"experiment={name}"], return_hydra_config=True)
+    assert node.hydra.sweeper.params.seed == "0,1,2"
+
+
+def test_every_key_of_a_group_file_has_a_comment_or_says_what_it_is():
+    for group in OURS[:-1]:
+        for file in (CONF / group).rglob("*.yaml"):
+            lines = file.read_text().splitlines()
+            assert lines[0].startswith("# "), f"{file}: the first line says what it is"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models import PNN, MlpVAE, SCRModel, TrainEvalModel
+from avalanche.models.packnet import PackNetModel
 from avalanche.models.utils import FeatureExtractorModel
 from avalanche.training import plugins, supervised
 from avalanche.training.losses import MaskedCrossEntropy
@@ -89,7 +90,7 @@ class CoPE(plugins.CoPEPlugin):
 
 
 class GenerativeReplay(plugins.GenerativeReplayPlugin):
-    """Replays from a variational autoencoder of the input's shape, trained after each experience."""
+    """Replays from a variational autoencoder, made to the input's shape at the first experience."""
 
     def __init__(self, latent: int, lr: float, weight_decay: float, **settings: Any):
         super().__init__(**settings)
@@ -141,7 +142,8 @@ class ICaRL(supervised.ICaRL):
         if not hasattr(self.experience, "benchmark"):
             groups = [sorted(e.classes_in_this_experience) for e in self.experience.origin_stream]  # type: ignore[union-attr]
             self.experience.benchmark = SimpleNamespace(  # type: ignore[union-attr]
-                n_classes_per_exp=[len(group) for group in groups], classes_order=sum(groups, [])
+                n_classes_per_exp=[len(group) for group in groups],
+                classes_order=[label for group in groups for label in group],
             )
         super()._before_training_exp(**kwargs)
 
@@ -185,6 +187,14 @@ def contrastive_model(model: Any, projection: int) -> SCRModel:
     width = model.encoder.width
     layers = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection)]
     return SCRModel(model.encoder, nn.Sequential(*layers))
+
+
+def pruned_model(model: Any) -> PackNetModel:
+    """Ours, with weights that can be given to one task each."""
+    try:
+        return PackNetModel(model)
+    except ValueError as error:
+        raise InputError(f"strategy=avalanche/packnet: {error}; set backbone=mlp") from error
 
 
 class Progressive(PNN):

@@ -8,9 +8,11 @@ import gzip
 import logging
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +64,10 @@ def read_idx(path: Path) -> Tensor:
     """An IDX file, gzipped or not, as a uint8 tensor of the shape in its header."""
     raw = path.read_bytes()
     if raw[:2] == b"\x1f\x8b":
-        raw = gzip.decompress(raw)
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error):
+            raw = b""  # refused below
     zero, kind, dimensions = struct.unpack(">HBB", raw[:4]) if len(raw) >= 4 else (1, 0, 0)
     header = 4 + 4 * dimensions
     shape = struct.unpack(f">{dimensions}I", raw[4:header]) if len(raw) >= header else ()
@@ -83,7 +88,9 @@ def _idx_source(name: str, folder: str, package: str, torchvision_name: str, dow
     places = [data_folder() / folder, data_folder() / torchvision_name / "raw", SYSTEM / folder]
 
     def files_in(place: Path) -> list[Path] | None:
-        found = [next((f for f in (place / n, place / f"{n}.gz") if f.is_file()), None) for n in names]
+        found = [
+            next((f for f in (place / n, place / f"{n}.gz") if f.is_file()), None) for n in names
+        ]
         return None if None in found else found  # type: ignore[return-value]
 
     found = next(filter(None, map(files_in, places)), None)
@@ -128,16 +135,19 @@ def _cifar(name: str, folder: str, train: list[str], test: str, label_bytes: int
         import torchvision
 
         kind = getattr(torchvision.datasets, name.upper())
-        sets = [kind(data_folder(), train=part, download=True) for part in (True, False)]
+        sets = [_download(kind, train=part) for part in (True, False)]
         log.info("%s: downloaded to %s", name, data_folder())
-        pairs = [(torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets)) for s in sets]
+        pairs = [
+            (torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets)) for s in sets
+        ]
         return Source(name, pairs[0], pairs[1], classes)
 
     def read(files: list[str]) -> tuple[Tensor, Tensor]:
-        raw = b"".join((place / file).read_bytes() for file in files)
-        if not raw or len(raw) % (label_bytes + 3072):
+        parts = [(place / file).read_bytes() for file in files]
+        if any(not part or len(part) % (label_bytes + 3072) for part in parts):
             raise InputError(f"{place}: the files of {name} are damaged; fetch them again")
-        rows = torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(-1, label_bytes + 3072)
+        raw = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
+        rows = raw.reshape(-1, label_bytes + 3072)
         return rows[:, label_bytes:].reshape(-1, 3, 32, 32), rows[:, label_bytes - 1].long()
 
     log.info("%s: read from %s", name, place)
@@ -155,9 +165,9 @@ def cifar100(download: bool = False) -> Source:
     return _cifar("cifar100", "cifar-100-binary", ["train.bin"], "test.bin", 2, download)
 
 
-def _download(dataset: Callable) -> None:
+def _download(dataset: Callable, **options: Any) -> Any:
     try:
-        dataset(data_folder(), download=True)
+        return dataset(data_folder(), download=True, **options)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"scenario.download=true: the download failed ({error}); check the network, or put "
@@ -173,5 +183,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
 def load(name: str, download: bool = False) -> Source:
     """A source by its name."""
     if name not in SOURCES:
-        raise InputError(f"scenario.source={name}: no such source; choose one of {', '.join(SOURCES)}")
+        raise InputError(
+            f"scenario.source={name}: no such source; choose one of {', '.join(SOURCES)}"
+        )
     return SOURCES[name](download=download)

@@ -26,7 +26,9 @@ def class_counts(
                 f"of the source; choose at most {classes}"
             )
         return counts
-    counts = [per_experience] * experiences if isinstance(per_experience, int) else [*per_experience]
+    counts = (
+        [per_experience] * experiences if isinstance(per_experience, int) else [*per_experience]
+    )
     if len(counts) != experiences or min(counts) < 1 or sum(counts) > classes:
         raise InputError(
             f"scenario.classes_per_experience={per_experience}: expected {experiences} positive "
@@ -38,7 +40,7 @@ def class_counts(
 def of_classes(data: tuple[Tensor, Tensor], classes: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """The samples of `classes`, relabelled first, first + 1, ... in the order of `classes`."""
     x, y = data
-    label = torch.full((int(y.max()) + 1,), -1)
+    label = torch.full((max(int(y.max()), int(classes.max())) + 1,), -1)
     label[classes] = torch.arange(first, first + len(classes))
     mine = label[y.long()] >= 0
     return x[mine], label[y.long()][mine]

@@ -28,7 +28,9 @@ def make_scenario(
     """Experience k of either stream has the data of its k-th pair; its task is k, or 0 without labels."""
     streams = []
     for name, pairs in (("train", train), ("test", test)):
-        leaves = [TensorData(x, y, k if task_labels else 0, prepare) for k, (x, y) in enumerate(pairs)]
+        leaves = [
+            TensorData(x, y, k if task_labels else 0, prepare) for k, (x, y) in enumerate(pairs)
+        ]
         experiences = [DatasetExperience(dataset=avalanche_dataset(leaf)) for leaf in leaves]
         streams.append(EagerCLStream(name, experiences))
     scenario = with_task_labels(with_classes_timeline(CLScenario(streams)))

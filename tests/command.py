@@ -1,6 +1,7 @@
 """The command line, called in this process: seconds of imports are paid once for the whole suite."""
 
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,12 @@ from dataclasses import dataclass
 import pytest
 
 from clplat.__main__ import main
+
+
+def mine() -> list[str]:
+    """Modules that a user's folder of an earlier test gave: a new process would not have them."""
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    return [name for name, file in files.items() if file and re.search("/(mylab|mine)/", file)]
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class Command:
         self.monkeypatch.setattr(sys, "argv", ["clplat", *shlex.split(arguments)])
         self.monkeypatch.setattr(sys, "path", [*sys.path])
         self.monkeypatch.setitem(os.environ, "HYDRA_FULL_ERROR", "0")
+        for name in mine():
+            del sys.modules[name]
         self.capsys.readouterr()
         status = 0
         try:

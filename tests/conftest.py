@@ -79,7 +79,12 @@ def avalanche_clusters() -> Callable[..., CLScenario]:
             for pairs in _clusters(experiences, classes, samples)
         )
         benchmark = benchmark_from_datasets(train=train, test=test)
-        return with_task_labels(with_classes_timeline(benchmark))
+        benchmark = with_task_labels(with_classes_timeline(benchmark))
+        for stream in (benchmark.train_stream, benchmark.test_stream):
+            for experience in stream:  # Avalanche's multi-head classifier cannot take its sets
+                classes = sorted(experience.classes_in_this_experience)
+                experience.classes_in_this_experience = classes
+        return benchmark
 
     return make
 

@@ -24,6 +24,7 @@ from clplat.errors import InputError, TrainingError
 from clplat.evaluation import DuringTraining, Evaluator, TrainingScore
 from clplat.learner import Learner
 from clplat.prepare import Prepare
+from clplat.quiet import hush_avalanche
 
 CONF = Path(__file__).parents[1] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "strategy" / "avalanche").glob("*.yaml"))
@@ -31,6 +32,11 @@ FASTER = {"mer": ["strategy.inner_steps=1"]}
 # What a strategy learns outside the model's weights.
 STATE: dict[str, Callable[[Any], list[Tensor]]] = {"streaming_lda": lambda t: [t.muK.clone()]}
 NOT_SWEPT = {"_target_", "template", "plugin", "needs_task_labels", "defaults"}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    hush_avalanche()
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -162,6 +168,7 @@ def test_naive_equals_our_learner(clusters, mlp):
     scenario, ours, other = clusters(), mlp("growing"), mlp("growing")
     template, learner = adapted(ours, epochs=2), Learner(other, adam, batch_size=8, epochs=2)
     for loop in (template, learner):
+        torch.manual_seed(0)
         loop.train(scenario.train_stream)
     assert same(list(ours.parameters()), list(other.parameters()))
     assert torch.equal(torch.stack([*template.losses]), torch.stack(learner.losses))

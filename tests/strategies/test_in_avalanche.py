@@ -1,0 +1,195 @@
+"""Every strategy in a plain Avalanche script: its template, its models, its tensor benchmark."""
+
+import copy
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models import IncrementalClassifier, MTSimpleMLP, SimpleMLP
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+
+from strategies.cumulative import Cumulative
+from strategies.der import DER
+from strategies.ewc import EWC
+from strategies.finetune import FineTune
+from strategies.joint import Joint
+from strategies.lwf import LwF
+from strategies.replay import Replay
+
+STRATEGIES = {
+    "finetune": FineTune,
+    "joint": Joint,
+    "cumulative": Cumulative,
+    "replay": lambda: Replay(20),
+    "replay, reservoir": lambda: Replay(20, "reservoir", batch_size=5),
+    "EWC": lambda: EWC(2.0),
+    "EWC, online": lambda: EWC(2.0, "empirical", online=True, decay=0.9),
+    "EWC, batch": lambda: EWC(2.0, "batch"),
+    "LwF": lambda: LwF(2.0),
+    "DER": lambda: DER(30, alpha=1.0, beta=0.0),
+    "DER++": lambda: DER(30, alpha=1.0, beta=0.5),
+}
+
+
+class IncrementalMLP(nn.Module):
+    """A model with Avalanche's growing head, and neither `encoder` nor `head`."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU())
+        self.grows = IncrementalClassifier(12, initial_out_features=2)
+
+    def forward(self, x):
+        return self.grows(self.body(x))
+
+
+class MultiTaskMLP(MTSimpleMLP):
+    """Avalanche's, without dropout; it takes flat inputs."""
+
+    def __init__(self):
+        super().__init__(input_size=16, hidden_size=12)
+        self.features[2].p = 0.0
+
+    def forward(self, x, task_labels):
+        return super().forward(x.flatten(1), task_labels)
+
+
+MODELS = {
+    "plain": lambda: SimpleMLP(6, input_size=16, hidden_size=12, drop_rate=0.0),
+    "growing": IncrementalMLP,
+    "multi-task": MultiTaskMLP,
+}
+
+
+def make(model):
+    torch.manual_seed(0)
+    return MODELS[model]()
+
+
+def accuracies(model, stream):
+    """Of each experience, one sample at a time."""
+    model, found = copy.deepcopy(model).eval(), []
+    for experience in stream:
+        hits = 0
+        for x, y, task in experience.dataset:
+            inputs = (task,) if isinstance(model, MTSimpleMLP) else ()
+            hits += int(model(x[None], *inputs).argmax()) == int(y)
+        found.append(hits / len(experience.dataset))
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_gives_the_weights_in_avalanches_template_that_it_gives_in_our_learner(
+    avalanche_clusters, make_learner, make_template, weights, name, model
+):
+    benchmark, models = avalanche_clusters(task_labels=model == "multi-task"), []
+    for make_loop in (make_learner, make_template):
+        loop = make_loop(make(model), STRATEGIES[name]())
+        torch.manual_seed(4)
+        for experience in benchmark.train_stream:
+            loop.train(experience)
+        models.append(weights(loop.model))
+    assert models[0].keys() == models[1].keys()
+    for parameter in models[0]:
+        torch.testing.assert_close(models[0][parameter], models[1][parameter])
+
+
+@pytest.mark.parametrize("name", ["replay", "DER++", "EWC", "LwF", "cumulative"])
+def test_our_scenarios_of_uint8_images_are_scaled_once_in_either_loop(
+    clusters, mlp, make_learner, make_template, weights, name
+):
+    models = []
+    for make_loop in (make_learner, make_template):
+        loop = make_loop(mlp(), STRATEGIES[name]())
+        torch.manual_seed(4)
+        for experience in clusters().train_stream:
+            loop.train(experience)
+        models.append(weights(loop.model))
+    for parameter in models[0]:
+        torch.testing.assert_close(models[0][parameter], models[1][parameter])
+
+
+# --- the effect, with nothing of ours but the strategy -------------------------------------------
+
+
+def script(benchmark, strategy, model="plain", epochs=10):
+    """A user's script; returns the model after each experience."""
+    net = make(model)
+    template = SupervisedTemplate(
+        model=net,
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+        train_mb_size=8,
+        train_epochs=epochs,
+        evaluator=None,
+        plugins=[strategy],
+    )
+    models = []
+    for experience in benchmark.train_stream:
+        template.train(experience)
+        models.append(copy.deepcopy(template.model))
+    return models
+
+
+@pytest.fixture
+def benchmark_of_clusters(avalanche_clusters):
+    return avalanche_clusters(samples=30)
+
+
+def test_fine_tuning_forgets(benchmark_of_clusters):
+    models = script(benchmark_of_clusters, FineTune())
+    first, second, last = accuracies(models[-1], benchmark_of_clusters.test_stream)
+    assert (first, second) == (0.0, 0.0)
+    assert last > 0.9
+
+
+@pytest.mark.parametrize("name", ["replay", "replay, reservoir", "DER", "DER++"])
+def test_rehearsal_remembers(benchmark_of_clusters, name):
+    models = script(benchmark_of_clusters, STRATEGIES[name]())
+    scores = accuracies(models[-1], benchmark_of_clusters.test_stream)
+    assert sum(scores[:2]) > 0.5
+
+
+@pytest.mark.parametrize("name", ["joint", "cumulative"])
+def test_training_on_all_data_learns_all_classes(benchmark_of_clusters, name):
+    models = script(benchmark_of_clusters, STRATEGIES[name](), epochs=20)
+    assert min(accuracies(models[-1], benchmark_of_clusters.test_stream)) > 0.8
+
+
+def test_joint_training_ends_with_the_first_experience(benchmark_of_clusters):
+    first, _, last = script(benchmark_of_clusters, Joint())
+    for one, other in zip(first.parameters(), last.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["EWC", "EWC, online", "EWC, batch"])
+def test_ewc_holds_the_weights_of_the_first_experience(benchmark_of_clusters, name):
+    moved = []
+    for strategy in (EWC(0.0), STRATEGIES[name]()):
+        first, second, _ = script(benchmark_of_clusters, strategy)
+        pairs = zip(first.parameters(), second.parameters(), strict=True)
+        moved.append(sum((p - q).square().sum().item() for p, q in pairs))
+    assert moved[1] < 0.8 * moved[0]
+
+
+def test_lwf_keeps_the_old_answers_on_the_new_data(benchmark_of_clusters):
+    divergence = []
+    x = torch.stack([d[0] for d in benchmark_of_clusters.train_stream[1].dataset])
+    for strategy in (LwF(0.0), LwF(5.0)):
+        first, second, _ = script(benchmark_of_clusters, strategy)
+        old, new = (m(x)[:, :2].softmax(1) for m in (first, second))
+        divergence.append((old * (old / new).log()).sum(1).mean().item())
+    assert divergence[1] < 0.2 * divergence[0]
+
+
+@pytest.mark.parametrize("name", ["EWC", "LwF", "DER++", "replay"])
+def test_with_a_head_for_each_task_all_tasks_are_kept(avalanche_clusters, name):
+    benchmark = avalanche_clusters(samples=30, task_labels=True)
+    models = script(benchmark, STRATEGIES[name](), model="multi-task")
+    assert min(accuracies(models[-1], benchmark.test_stream)) > 0.85
+
+
+def test_every_strategy_is_an_avalanche_plugin_and_nothing_more():
+    for factory in STRATEGIES.values():
+        assert type(factory()).__mro__[1] is SupervisedPlugin

@@ -98,7 +98,7 @@ class OurData(BatchObservation, SupervisedProblem, BaseSGDTemplate):
         self.stored_x = self.mbatch[0]  # type: ignore[index]
         self.mbatch[0] = self.prepare(self.stored_x, self.is_training)  # type: ignore[index]
 
-    def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
+    def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:  # type: ignore[override]
         if reset_optimizer_state:
             self.optimizer, self.optimized_param_id = make_optimizer(self.factory, self.model)
         else:
@@ -154,9 +154,7 @@ class AvalancheTemplate:
         resident_bytes: float = float("inf"),
         workers: int = 0,
     ):
-        kind, bound = template, {}
-        if isinstance(template, partial):
-            kind, bound = template.func, dict(template.keywords)
+        kind, bound = _taken_apart(template)
         self.device = torch.device(device)
         model = bound.pop("model", lambda same: same)(model).to(self.device)
         plugins = [*bound.pop("plugins", ()), *plugins]
@@ -214,7 +212,14 @@ class AvalancheTemplate:
         return self.strategy.losses
 
 
-def _parts(model: nn.Module) -> dict[str, Any]:
+def _taken_apart(template: Any) -> tuple[Any, dict[str, Any]]:
+    """The class, and the arguments that are bound to it."""
+    if isinstance(template, partial):
+        return template.func, dict(template.keywords)
+    return template, {}
+
+
+def _parts(model: Any) -> dict[str, Any]:
     """The parts of a classifier under the names by which templates ask for them."""
     if not (hasattr(model, "encoder") and hasattr(model, "head")):
         return {}

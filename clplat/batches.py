@@ -69,7 +69,7 @@ def make_batches(
     if bytes_of(dataset) <= resident_bytes:
         return Batches([c.to(device) for c in tensors_of(dataset)], batch_size, order, drop_last)
     return DataLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=None if order is None else Shuffled(len(dataset), order),
         # A loader draws its workers' seeds; neither the order nor the global generator may feel it.

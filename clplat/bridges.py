@@ -58,11 +58,11 @@ class GEM(_Shared, plugins.GEMPlugin):
 class GSS(plugins.GSS_greedyPlugin):
     """The memory takes the shape of its samples from the first experience."""
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         if self.ext_mem_list_current_index == 0:
             x = strategy.experience.dataset[0][0].to(strategy.device)
             self.ext_mem_list_x = x.new_zeros(self.mem_size, *x.shape)
-        super().before_training_exp(strategy, **kwargs)
+        super().before_training_exp(strategy, *args, **kwargs)
 
 
 class LFL(plugins.LFLPlugin):
@@ -128,8 +128,9 @@ class GenerativeReplay(plugins.GenerativeReplayPlugin):
 class Freeze(SupervisedPlugin):
     """Trains the features on the first experience only."""
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        strategy.model.feature_extractor.requires_grad_(False)
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        if strategy.clock.train_exp_counter:
+            strategy.model.feature_extractor.requires_grad_(False).eval()
 
 
 # --- templates, run by the adapter -----------------------------------------------------------
@@ -153,7 +154,7 @@ class ERAML(supervised.ER_AML):
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)
-        groups = [group.buffer for group in self.storage_policy.buffer_groups.values()]
+        groups: list[Any] = [g.buffer for g in self.storage_policy.buffer_groups.values()]
         self.pos_neg_loaders = [
             cycle(DataLoader(b, batch_size=min(self.train_mb_size, len(b)), shuffle=True))
             for b in groups
@@ -216,6 +217,6 @@ def progressive_model(model: Any) -> Progressive:
             f"{type(model.encoder).__name__} and a {type(model.head).__name__} head; set both"
         )
     linears = [m for m in model.encoder.modules() if isinstance(m, nn.Linear)]
-    progressive = Progressive(len(linears), linears[0].in_features, model.encoder.width)
+    progressive: Any = Progressive(len(linears), linears[0].in_features, model.encoder.width)
     progressive.classifier, progressive.max_class_label = model.head, model.head.classes
     return progressive

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from avalanche.benchmarks import CLScenario
 from avalanche.models.dynamic_modules import MultiTaskModule
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -18,6 +17,7 @@ from clplat.backbones.heads import NearestMean, NearestMeanFit
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from clplat.learner import Learner
+from clplat.scenario import Scenario
 from clplat.schedule import LearningRate
 from clplat.targets import check_objects
 
@@ -58,7 +58,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def check_fit(head: Any, strategy: Any, scenario: CLScenario) -> None:
+def check_fit(head: Any, strategy: Any, scenario: Scenario) -> None:
     """Refuse a head or a strategy that this scenario cannot serve."""
     if isinstance(head, MultiTaskModule) and not scenario.task_labels:
         raise InputError(
@@ -74,7 +74,7 @@ def check_fit(head: Any, strategy: Any, scenario: CLScenario) -> None:
         strategy.check(scenario)
 
 
-def build_scenario(config: dict[str, Any], folders: list[Path]) -> CLScenario:
+def build_scenario(config: dict[str, Any], folders: list[Path]) -> Scenario:
     """The scenario of a resolved config; first every target of the config is looked at."""
     check_objects(config, folders)
     seed_everything(config["seed_data"])
@@ -82,7 +82,7 @@ def build_scenario(config: dict[str, Any], folders: list[Path]) -> CLScenario:
 
 
 def build_learner(
-    config: dict[str, Any], scenario: CLScenario, observers: Sequence[Any] = ()
+    config: dict[str, Any], scenario: Scenario, observers: Sequence[Any] = ()
 ) -> tuple[Learner | AvalancheTemplate, Any]:
     """Loop and strategy of a resolved config; `observers` are plugins that only watch."""
     device = pick_device(config["device"])
@@ -95,7 +95,7 @@ def build_learner(
     seed_everything(config["seed_train"])
     strategy, schedule = build_node(config, "strategy"), build_node(config, "schedule")
     check_fit(head, strategy, scenario)
-    plugins = [LearningRate(schedule)] if schedule else []
+    plugins: list[Any] = [LearningRate(schedule)] if schedule else []
     if isinstance(head, NearestMean):
         plugins.append(NearestMeanFit(getattr(strategy, "memory", None)))
 

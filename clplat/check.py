@@ -2,7 +2,6 @@
 
 import math
 import re
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,13 @@ def _number(
         value = value[part]
     if value is None and optional:
         return
-    number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < least or (above and value == least):
+    fits = (
+        isinstance(value, int if whole else int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (value > least if above else value >= least)
+    )
+    if not fits:
         kind = "a whole number" if whole else "a number"
         bound = f"above {least:g}" if above else f"of at least {least:g}"
         mend = f"for example {key}={_example(least, whole, above)}"
@@ -48,7 +52,13 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
     _number(config, "optimizer.lr", 0, above=True)
     _number(config, "optimizer.weight_decay", 0)
     _number(config, "optimizer.momentum", 0)
-    for key in ("train.epochs", "train.batch_size", "train.accumulate", "eval.batch_size", "threads"):
+    for key in (
+        "train.epochs",
+        "train.batch_size",
+        "train.accumulate",
+        "eval.batch_size",
+        "threads",
+    ):
         _number(config, key, 1, whole=True)
     _number(config, "train.grad_clip", 0, above=True, optional=True)
     _number(config, "eval.every", 1, whole=True, optional=True)

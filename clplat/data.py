@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from typing import Any
+
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.classification_dataset import (
@@ -37,9 +39,10 @@ class TensorData(Dataset):
 def avalanche_dataset(data: TensorData) -> TaskAwareSupervisedClassificationDataset:
     """The same samples behind Avalanche's interface: targets and task labels as attributes."""
     tasks = ConstantSequence(data.task, len(data))
+    targets: Any = data.columns[1].tolist()
     return TaskAwareSupervisedClassificationDataset(
         [data],
-        data_attributes=[DataAttribute(data.columns[1], "targets"), TaskLabels(tasks)],
+        data_attributes=[DataAttribute(targets, "targets"), TaskLabels(tasks)],
     )
 
 
@@ -98,7 +101,8 @@ def tensors_of(dataset: AvalancheDataset, stored: bool = True) -> Columns:
     """
     columns = _columns(dataset._flat_data)
     if columns is None:
-        loader = DataLoader(dataset, batch_size=512, collate_fn=dataset.collate_fn)
+        items: Any = dataset
+        loader = DataLoader(items, batch_size=512, collate_fn=dataset.collate_fn)
         batches = [list(batch) for batch in loader]
         columns = [torch.cat([torch.as_tensor(b[i]) for b in batches]) for i in (0, 1)]
     leaf = _first_leaf(dataset._flat_data)

@@ -1,16 +1,21 @@
-"""TensorBoard events of a run: scalars, the matrix as picture, table and numbers, hyper-parameters."""
+"""TensorBoard events of a run: scalars, the matrix in three forms, hyper-parameters."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from clplat.figures import close, matrix_figure
 from clplat.metrics import Matrix
+
+# Generated modules, whose names no type checker can see.
+api: Any = api_pb2
+plugin_data: Any = plugin_data_pb2
+proto: Any = summary_pb2
 
 FINAL = (
     "accuracy",
@@ -41,44 +46,44 @@ def hyperparameters(config: dict[str, Any], names: dict[str, str]) -> dict[str, 
     return flat
 
 
-def _summary(tag: str, data: plugin_data_pb2.HParamsPluginData) -> Summary:
-    plugin = SummaryMetadata.PluginData(
+def _summary(tag: str, data: Any) -> Any:
+    plugin = proto.SummaryMetadata.PluginData(
         plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString()
     )
-    value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
+    value = proto.Summary.Value(tag=tag, metadata=proto.SummaryMetadata(plugin_data=plugin))
     value.tensor.CopyFrom(metadata.NULL_TENSOR)
-    return Summary(value=[value])
+    return proto.Summary(value=[value])
 
 
-def experiment_summary(hparams: dict[str, Any]) -> Summary:
+def experiment_summary(hparams: dict[str, Any]) -> Any:
     """The columns of the HPARAMS page: hyper-parameters, and the final metrics."""
     infos = []
     for name, value in hparams.items():
-        info = api_pb2.HParamInfo(name=name)
+        info = api.HParamInfo(name=name)
         info.type = (
-            api_pb2.DATA_TYPE_BOOL
+            api.DATA_TYPE_BOOL
             if isinstance(value, bool)
-            else api_pb2.DATA_TYPE_FLOAT64
+            else api.DATA_TYPE_FLOAT64
             if isinstance(value, int | float)
-            else api_pb2.DATA_TYPE_STRING
+            else api.DATA_TYPE_STRING
         )
         infos.append(info)
     columns = [
-        api_pb2.MetricInfo(
-            name=api_pb2.MetricName(tag=f"metrics/{name}"), display_name=name.replace("_", " ")
+        api.MetricInfo(
+            name=api.MetricName(tag=f"metrics/{name}"), display_name=name.replace("_", " ")
         )
         for name in FINAL
     ]
-    experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=columns)
-    data = plugin_data_pb2.HParamsPluginData(
+    experiment = api.Experiment(hparam_infos=infos, metric_infos=columns)
+    data = plugin_data.HParamsPluginData(
         experiment=experiment, version=metadata.PLUGIN_DATA_VERSION
     )
     return _summary(metadata.EXPERIMENT_TAG, data)
 
 
-def session_start_summary(hparams: dict[str, Any], group: str) -> Summary:
+def session_start_summary(hparams: dict[str, Any], group: str) -> Any:
     """One run's values; runs of one `group`, the seeds of one config, are shown as their mean."""
-    start = plugin_data_pb2.SessionStartInfo(group_name=group)
+    start = plugin_data.SessionStartInfo(group_name=group)
     for name, value in hparams.items():
         if isinstance(value, bool):
             start.hparams[name].bool_value = value
@@ -86,17 +91,15 @@ def session_start_summary(hparams: dict[str, Any], group: str) -> Summary:
             start.hparams[name].number_value = value
         else:
             start.hparams[name].string_value = value
-    data = plugin_data_pb2.HParamsPluginData(
+    data = plugin_data.HParamsPluginData(
         session_start_info=start, version=metadata.PLUGIN_DATA_VERSION
     )
     return _summary(metadata.SESSION_START_INFO_TAG, data)
 
 
-def session_end_summary() -> Summary:
-    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
-    data = plugin_data_pb2.HParamsPluginData(
-        session_end_info=end, version=metadata.PLUGIN_DATA_VERSION
-    )
+def session_end_summary() -> Any:
+    end = plugin_data.SessionEndInfo(status=api.STATUS_SUCCESS)
+    data = plugin_data.HParamsPluginData(session_end_info=end, version=metadata.PLUGIN_DATA_VERSION)
     return _summary(metadata.SESSION_END_INFO_TAG, data)
 
 

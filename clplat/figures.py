@@ -1,6 +1,7 @@
 """Figures of runs, drawn without a display and without pyplot's global state."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,7 +24,7 @@ def close(figure: Figure) -> None:
     figure.clear()
 
 
-def _draw_matrix(axes, matrix: Matrix, title: str):
+def _draw_matrix(axes: Any, matrix: Matrix, title: str) -> Any:
     size = matrix.shape[1]
     image = axes.imshow(matrix[:size], vmin=0, vmax=1, cmap="cividis")
     if size <= 12:
@@ -52,7 +53,7 @@ def matrices_figure(matrices: Mapping[str, Matrix], title: str) -> Figure:
     rows = -(-len(matrices) // columns)
     figure = _figure(3.4 * columns + 0.8, 3.3 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
-    image = None
+    image: Any = None
     for axes in grid.flat[len(matrices) :]:
         axes.set_visible(False)
     for axes, (name, matrix) in zip(grid.flat, matrices.items(), strict=False):
@@ -65,19 +66,21 @@ def matrices_figure(matrices: Mapping[str, Matrix], title: str) -> Figure:
 
 
 def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]], title: str) -> Figure:
-    """Accuracy over the experiences seen, against experience: mean over runs, band of one deviation."""
+    """Accuracy over the experiences so far: mean over runs, and a band of one deviation."""
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
+    longest = 0
     for k, (name, runs) in enumerate(curves.items()):
         values = np.asarray(runs)  # (runs, T)
         mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
         x, colour = np.arange(1, len(mean) + 1), COLOURS[k % len(COLOURS)]
+        longest = max(longest, len(mean))
         marker = MARKERS[k % len(MARKERS)]
         axes.plot(x, mean, color=colour, marker=marker, markersize=5, label=name, linewidth=1.6)
         axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
     axes.set_xlabel("experiences trained")
     axes.set_ylabel("accuracy over the experiences so far")
-    axes.set_xticks(x if len(x) <= 20 else x[:: len(x) // 10])
+    axes.set_xticks(range(1, longest + 1, 1 if longest <= 20 else longest // 10))
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

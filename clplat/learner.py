@@ -7,7 +7,6 @@ inside an epoch.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,8 +23,11 @@ from clplat.errors import TrainingError
 from clplat.optimizer import OptimizerFactory, follow, make_optimizer
 from clplat.prepare import Prepare
 
-STAGES = """training train_dataset_adaptation training_exp training_epoch training_iteration forward
-backward update eval eval_dataset_adaptation eval_exp eval_iteration eval_forward""".split()
+STAGES = (
+    *("training", "train_dataset_adaptation", "training_exp", "training_epoch"),
+    *("training_iteration", "forward", "backward", "update"),
+    *("eval", "eval_dataset_adaptation", "eval_exp", "eval_iteration", "eval_forward"),
+)
 HOOKS = [f"{when}_{stage}" for stage in STAGES for when in ("before", "after")]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECK_EVERY = 256  # iterations between looks at whether the loss is finite

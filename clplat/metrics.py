@@ -48,8 +48,8 @@ def average_incremental_accuracy(matrix: Matrix, classes: Sequence[int] | None =
     weights = np.ones(size) if classes is None else np.asarray(classes, dtype=np.float64)
     if weights.shape != (size,):
         raise ValueError(
-            f"the matrix has {size} experiences but there are {weights.size} class counts; give one "
-            "for each experience"
+            f"the matrix has {size} experiences but there are {weights.size} class counts; give "
+            "one for each experience"
         )
     return float(
         np.mean([np.average(matrix[i, : i + 1], weights=weights[: i + 1]) for i in range(size)])

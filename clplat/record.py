@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 
 from clplat import metrics
-from clplat.metrics import Matrix
 from clplat.events import EventWriter
+from clplat.metrics import Matrix
 
 log = logging.getLogger("clplat")
 
@@ -53,7 +53,7 @@ def read_result(out: Path) -> dict[str, Any] | None:
 
 
 class Record:
-    """Writes one run's directory: events, metrics.jsonl, accuracy_matrix.npy, run.log, result.json."""
+    """Writes one run's directory, line by line while it runs and the result at its end."""
 
     def __init__(self, out: Path, config: dict[str, Any], digest: str, names: dict[str, str]):
         self.out, self._began = out, time.perf_counter()
@@ -101,7 +101,7 @@ class Record:
         log.info("experience %d: accuracy %.4f over those seen", index, so_far["accuracy"])
 
     def finish(self, result: dict[str, Any], matrix: Matrix) -> None:
-        """The last word: the matrix, then result.json, whose presence says that the run is whole."""
+        """The matrix, then result.json, whose presence says that the run is whole."""
         save_matrix(self.out / MATRIX, matrix)
         self._events.finish(result, matrix)
         self._log.flush()

@@ -192,4 +192,3 @@ def run(
         progress.stop()
         record.close()
     return result
-

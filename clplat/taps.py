@@ -13,7 +13,7 @@ class Tap:
 
     def __init__(self, module: nn.Module):
         self.value: Tensor | None = None
-        self._handle = module.register_forward_hook(self._keep)
+        self._handle = module.register_forward_hook(self._keep)  # type: ignore[attr-defined]
 
     @torch.compiler.disable  # in a compiled module, dynamo warns of the graph that is kept here
     def _keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Which `_target_` of a config a run may build: a config names objects, it does not run programs."""
+"""Which `_target_` a run may build: a config names objects, it does not run programs."""
 
 import importlib.util
 import inspect
@@ -95,7 +95,9 @@ def check_objects(config: dict[str, Any], folders: Sequence[Path]) -> None:
                 "class or function; correct the name, or install what it needs"
             ) from error
         home = getattr(found, "__module__", None) or ""
-        if not (inspect.isclass(found) or inspect.isroutine(found)) or not is_allowed(home, folders):
+        if not (inspect.isclass(found) or inspect.isroutine(found)) or not is_allowed(
+            home, folders
+        ):
             raise InputError(
                 f"{key}={name}: not allowed; it is {found!r} from {home or 'nowhere'}; expected a "
                 "class or function defined where the name says; name that place itself"

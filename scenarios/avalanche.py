@@ -1,24 +1,32 @@
 """Any Avalanche benchmark as a scenario."""
 
+from typing import Any
+
 from avalanche.benchmarks import CLScenario
 
 from clplat.errors import InputError
-from scenarios.streams import describe
+from clplat.scenario import Scenario
 
 
 def avalanche(
     benchmark: CLScenario, experiences: int | None = None, task_labels: bool = False, seed: int = 0
-) -> CLScenario:
+) -> Scenario:
     """Take a benchmark as it is; classes and input shape are read from its data.
 
     `experiences`: how many it must have, where one wants to be sure. `seed` changes nothing: the
     benchmark's own argument sets its order.
     """
-    if experiences is not None and experiences != len(benchmark.train_stream):
+    train: Any = benchmark.streams["train"]
+    if experiences is not None and experiences != len(train):
         raise InputError(
-            f"scenario.experiences={experiences}: the benchmark has {len(benchmark.train_stream)}; "
+            f"scenario.experiences={experiences}: the benchmark has {len(train)}; "
             "set its own argument (scenario.benchmark...), or scenario.experiences=null"
         )
-    targets = {int(y) for e in benchmark.train_stream for y in e.dataset.targets.uniques}
-    first = benchmark.train_stream[0].dataset[0][0]
-    return describe(benchmark, max(targets) + 1, task_labels, tuple(first.shape))
+    targets = {int(y) for experience in train for y in experience.dataset.targets.uniques}
+    first = train[0].dataset[0][0]
+    return Scenario(
+        benchmark.streams.values(),
+        n_classes=max(targets) + 1,
+        input_shape=tuple(first.shape),
+        task_labels=task_labels,
+    )

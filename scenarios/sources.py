@@ -49,7 +49,7 @@ def data_folder() -> Path:
 
 
 def digits(download: bool = False) -> Source:
-    """1,797 handwritten digits of 8x8 pixels, bundled with scikit-learn; a fifth is the test set."""
+    """1,797 handwritten digits, 8x8, bundled with scikit-learn; a fifth is the test set."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from avalanche.benchmarks import CLScenario
 from torch import Tensor
 
 from clplat.errors import InputError
+from clplat.scenario import Scenario
 from scenarios.sources import load
 from scenarios.streams import make_prepare, make_scenario
 
@@ -57,7 +57,7 @@ def split(
     flip: bool = False,
     download: bool = False,
     seed: int = 0,
-) -> CLScenario:
+) -> Scenario:
     """Each experience brings classes of its own.
 
     Labels are numbered in the order of appearance: experience 0 has 0..k-1, the next has k.. and
@@ -76,6 +76,4 @@ def split(
         for part in (data.train, data.test)
     )
     prepare = make_prepare(data, normalise, crop, flip)
-    scenario = make_scenario(train, test, len(order), task_labels, prepare)
-    scenario.class_order = order.tolist()
-    return scenario
+    return make_scenario(train, test, len(order), task_labels, prepare, order.tolist())

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from avalanche.benchmarks import CLScenario
 from torch import Tensor
 
 from clplat.errors import InputError
+from clplat.scenario import Scenario
 from scenarios.sources import Source, load
 from scenarios.streams import make_prepare, make_scenario
 
@@ -39,7 +39,7 @@ def rotate(images: Tensor, degrees: float) -> Tensor:
 
 def _scenario(
     data: Source, transforms: list[Transform], task_labels: bool, normalise: bool
-) -> CLScenario:
+) -> Scenario:
     train, test = (
         [(transform(x), y) for transform in transforms] for x, y in (data.train, data.test)
     )
@@ -59,7 +59,7 @@ def permuted(
     normalise: bool = False,
     download: bool = False,
     seed: int = 0,
-) -> CLScenario:
+) -> Scenario:
     """Experience 0 as it is, each later one with pixels permuted in an order of its own.
 
     Goodfellow et al. 2014. `seed` sets the permutations.
@@ -82,7 +82,7 @@ def rotated(
     normalise: bool = False,
     download: bool = False,
     seed: int = 0,
-) -> CLScenario:
+) -> Scenario:
     """Images turned by angles that rise evenly from 0, `degrees` being where the next would be.
 
     After Lopez-Paz & Ranzato 2017. `seed` changes nothing here: the angles are fixed.

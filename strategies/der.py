@@ -1,4 +1,4 @@
-"""Dark experience replay, DER and DER++ (Buzzega et al. 2020): replay the logits given at the time."""
+"""Dark experience replay, DER and DER++ (Buzzega et al. 2020): replay logits of the time."""
 
 from typing import Any
 
@@ -10,15 +10,18 @@ from clplat.backbones.heads import MASKED
 from clplat.batches import prepared, stored_inputs
 from clplat.memory import Memory
 
+NO_LOGIT = -500  # what masks an output is below this: our heads' MASKED, Avalanche's -1000
+
 
 def logit_distance(logits: Tensor, stored: Tensor) -> Tensor:
     """Mean squared error, over the outputs that existed when the stored logits were given."""
-    existed = stored > MASKED / 2
+    existed = stored > NO_LOGIT
+    logits = logits[:, : stored.shape[1]]
     return ((logits - stored).square() * existed).sum() / existed.sum().clamp_min(1)
 
 
 class DER(SupervisedPlugin):
-    """Adds alpha * MSE to the stored logits of one memory batch, and beta * cross-entropy of another.
+    """Adds alpha * MSE to stored logits on one memory batch, beta * cross-entropy on another.
 
     beta = 0 is DER, beta > 0 is DER++. The memory is a reservoir, filled at every iteration with
     the inputs before augmentation and the logits of that moment. The batch and both draws go
@@ -68,6 +71,10 @@ class DER(SupervisedPlugin):
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         x, output = stored_inputs(strategy), strategy.mb_output.detach()
+        if len(self.memory):
+            columns = self.memory.columns
+            grown = output.shape[1] - columns[3].shape[1]
+            columns[3] = nn.functional.pad(columns[3], (0, grown), value=MASKED)
         self.memory.add(x, strategy.mb_y, strategy.mb_task_id, output)
 
     def state_dict(self) -> dict[str, Any]:

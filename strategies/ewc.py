@@ -110,7 +110,7 @@ def add_quadratics(
 
 
 def quadratic_penalty(model: nn.Module, importance: Weights, anchor: Weights) -> Tensor:
-    """sum_i importance_i (theta_i - anchor_i)^2; parameters that have grown count where they were."""
+    """sum_i importance_i (theta_i - anchor_i)^2; what a parameter grew by counts nothing."""
     terms = []
     for name, parameter in model.named_parameters():
         if name in importance:

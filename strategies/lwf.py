@@ -1,4 +1,4 @@
-"""Learning without forgetting (Li & Hoiem 2016): the old model's answers on the new data are kept."""
+"""Learning without forgetting (Li & Hoiem 2016): keep the old model's answers on new data."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""The command line, called in this process: seconds of imports are paid once for the whole suite."""
+"""The command line, called in this process: its imports are paid once for the whole suite."""
 
 import os
 import re

@@ -12,6 +12,9 @@ from avalanche.benchmarks import CLScenario, benchmark_from_datasets
 from avalanche.benchmarks.scenarios.supervised import with_classes_timeline
 from avalanche.benchmarks.scenarios.task_aware import with_task_labels
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from avalanche.benchmarks.utils.classification_dataset import (
+    TaskAwareSupervisedClassificationDataset,
+)
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
 from avalanche.core import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
@@ -69,7 +72,8 @@ def avalanche_clusters() -> Callable[..., CLScenario]:
 
     def dataset(x: Tensor, y: Tensor, task: int) -> AvalancheDataset:
         attributes = [DataAttribute(y, "targets"), TaskLabels([task] * len(y))]
-        return AvalancheDataset([TensorDataset(x.float() / 255, y)], data_attributes=attributes)
+        data = [TensorDataset(x.float() / 255, y)]
+        return TaskAwareSupervisedClassificationDataset(data, data_attributes=attributes)
 
     def make(
         experiences: int = 3, classes: int = 2, samples: int = 12, task_labels: bool = False
@@ -148,7 +152,9 @@ class SameOrder(SupervisedPlugin):
 def make_template() -> Callable[..., SupervisedTemplate]:
     """Makes Avalanche's own loop with the settings of `make_learner`, batch order included."""
 
-    def make(model: nn.Module, *plugins: Any, lr: float = 0.1, **options: Any) -> SupervisedTemplate:
+    def make(
+        model: nn.Module, *plugins: Any, lr: float = 0.1, **options: Any
+    ) -> SupervisedTemplate:
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         options = {"optimizer": optimizer, "train_mb_size": 8, "train_epochs": 2, **options}
         options = {"eval_mb_size": 512, "evaluator": None, **options}

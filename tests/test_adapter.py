@@ -89,6 +89,16 @@ def test_every_config_trains_two_experiences(name: str) -> None:
         assert 0 <= training.mean() <= 1
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_takes_task_labels(name: str) -> None:
+    config = composed(name, *FASTER.get(name, []))
+    config.scenario.task_labels = True
+    learner, scenario = built(config)
+    learner.eval(scenario.test_stream)  # as a run does first; it makes the heads
+    learner.train(scenario.train_stream[0])
+    assert 0 < learner.eval(scenario.test_stream[0])[0] <= 1
+
+
 @pytest.mark.parametrize("name", ["packnet", "pnn"])
 def test_isolated_weights_keep_an_old_task_as_it_was(name: str) -> None:
     learner, scenario = built(composed(name, "optimizer.lr=0.01"))

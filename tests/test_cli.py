@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.command import Command
 
 QUICK = "train.epochs=1 scenario.experiences=2"

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from tests.command import Command
 
 ROOT = Path(__file__).parent.parent

@@ -87,7 +87,12 @@ class Log(EveryHook):
         self.lines = []
 
     def saw(self, hook, strategy):
-        line = [hook, strategy.is_training, strategy.model.training, strategy.clock.train_iterations]
+        line = [
+            hook,
+            strategy.is_training,
+            strategy.model.training,
+            strategy.clock.train_iterations,
+        ]
         line += [strategy.clock.train_exp_counter, strategy.clock.train_exp_epochs]
         if not hook.endswith(("_training", "_eval")):
             line.append(strategy.experience.current_experience)
@@ -252,10 +257,15 @@ def test_fine_tuning_gives_the_weights_of_a_bare_pytorch_loop(
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
-def test_full_batches_give_the_weights_of_avalanches_naive(clusters, mlp, make_learner, weights, kind):
+def test_full_batches_give_the_weights_of_avalanches_naive(
+    clusters, mlp, make_learner, weights, kind
+):
     from avalanche.training.supervised import Naive
 
-    scenario, options = clusters(), {"lr": 0.05} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
+    scenario, options = (
+        clusters(),
+        {"lr": 0.05} | ({"momentum": 0.9} if kind is torch.optim.SGD else {}),
+    )
     learner = make_learner(
         mlp(), optimizer=lambda groups: kind(groups, **options), batch_size=24, epochs=6
     )
@@ -344,7 +354,9 @@ def test_a_stock_plugin_acts_and_gives_the_weights_it_gives_in_avalanches_templa
 # --- precision, clipping, accumulation, schedule -------------------------------------------------
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_mixed_precision_gives_the_weights_of_a_bare_autocast_loop(
     clusters, mlp, make_learner, weights, precision, dtype, clip, bare_loop
@@ -572,7 +584,9 @@ def test_stop_training_ends_the_experience_and_not_the_next_one(clusters, mlp, m
     )
     counts.clear()
     learner = make_learner(
-        mlp(), stops_first, At("after_training_exp", lambda s: counts.append(s.clock.train_exp_iterations))
+        mlp(),
+        stops_first,
+        At("after_training_exp", lambda s: counts.append(s.clock.train_exp_iterations)),
     )
     learner.train(clusters().train_stream)
     assert counts == [1, 6, 6]

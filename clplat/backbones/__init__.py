@@ -1,1 +1,1 @@
-"""Encoders `(input_shape) -> features`, and heads `features -> logits`; one does not know the other."""
+"""Encoders, inputs to features, and heads, features to logits; neither knows the other."""

@@ -36,5 +36,5 @@ class MultiTaskClassifier(MultiTaskModule):
 
 
 def classifier(encoder: nn.Module, head: nn.Module) -> Classifier | MultiTaskClassifier:
-    """The form that fits the head: with task labels if it is a multi-task module, without if not."""
+    """The form that fits the head: with task labels for a multi-task one, else without."""
     return (MultiTaskClassifier if isinstance(head, MultiTaskModule) else Classifier)(encoder, head)

@@ -68,6 +68,8 @@ class Growing(DynamicModule):
 class Multi(MultiTaskModule):
     """A linear layer for each task, over that task's classes (task-incremental learning)."""
 
+    device_marker: Tensor
+
     def __init__(self, features: int, classes: int):
         super().__init__()
         self.in_features, self.classes = features, classes
@@ -78,14 +80,13 @@ class Multi(MultiTaskModule):
         """Make a head for each task of the experience, or widen it by classes new to the task."""
         super().adaptation(experience)
         for task in experience.task_labels:
-            key, known = str(task), []
-            if key in self.linears:
-                known = self._columns(task).tolist()
+            key = str(task)
+            old: Any = self.linears[key] if key in self.linears else None  # noqa: SIM401 - no get
+            known = [] if old is None else self._columns(task).tolist()
             new = sorted(self._classes(experience, task) - set(known))
             if new:
-                old = self.linears[key] if key in self.linears else None
                 width = len(known) + len(new)
-                self.linears[key] = _widened(old, self.in_features, width, self.device_marker)  # type: ignore[arg-type]
+                self.linears[key] = _widened(old, self.in_features, width, self.device_marker)
                 columns = torch.tensor(known + new, device=self.device_marker.device)
                 self.register_buffer(f"columns_{key}", columns)
 
@@ -102,7 +103,7 @@ class Multi(MultiTaskModule):
     def tasks(self) -> list[int]:
         return [int(key) for key in self.linears]
 
-    def forward(self, features: Tensor, task: Tensor | int | None = None) -> Any:
+    def forward(self, features: Tensor, task: Tensor | int | None = None) -> Any:  # type: ignore[override]
         """`task`: one for all, one for each sample, or None for a dict of every task's logits."""
         if task is None:
             return {task: self.forward_single_task(features, task) for task in self.tasks}
@@ -144,6 +145,9 @@ class NearestMean(nn.Module):
     It trains through a linear layer; once means are there, evaluation uses them alone. Features
     and means are of unit length. `NearestMeanFit` computes the means after each experience.
     """
+
+    means: Tensor
+    known: Tensor
 
     def __init__(self, features: int, classes: int):
         super().__init__()

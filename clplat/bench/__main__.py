@@ -77,7 +77,9 @@ class Stopwatch(SupervisedPlugin):
 
 def growth(pairs: Pairs) -> Iterator[Figure]:
     """A line through the cost of an iteration over 100 experiences, as a share of its mean."""
-    chunks = [(x[k : k + 640], y[k : k + 640]) for x, y in pairs for k in range(0, 12800 - 640, 640)]
+    chunks = [
+        (x[k : k + 640], y[k : k + 640]) for x, y in pairs for k in range(0, 12800 - 640, 640)
+    ]
     train = stream(chunks[:100] + chunks[: max(0, 100 - len(chunks))])
     strategies = {
         "finetune": ("strategies.finetune.FineTune", {}),

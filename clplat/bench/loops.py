@@ -1,10 +1,11 @@
 """The same training in a bare PyTorch loop, in ours, and in stock Avalanche."""
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
-from avalanche.benchmarks import CLScenario, EagerCLStream
+from avalanche.benchmarks import EagerCLStream
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.scenarios.task_aware import with_task_labels
 from avalanche.benchmarks.utils import AvalancheDataset
@@ -28,7 +29,7 @@ from clplat.learner import Learner
 def mlp(*widths: int) -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -37,13 +38,16 @@ def stream(pairs: Pairs) -> Any:
     """An Avalanche stream over the tensors as they are."""
     experiences = []
     for x, y in pairs:
+        targets: Any = y.tolist()
         dataset: AvalancheDataset = TaskAwareSupervisedClassificationDataset(
             [TensorDataset(x, y)],
-            data_attributes=[DataAttribute(y, "targets"), TaskLabels(ConstantSequence(0, len(y)))],
+            data_attributes=[
+                DataAttribute(targets, "targets"),
+                TaskLabels(ConstantSequence(0, len(y))),
+            ],
         )
         experiences.append(DatasetExperience(dataset=dataset))
-    scenario = CLScenario([EagerCLStream("train", experiences)])
-    return with_task_labels(scenario).train_stream
+    return with_task_labels(EagerCLStream("train", experiences))
 
 
 def bare(pairs: Pairs, widths: tuple[int, ...], batch_size: int) -> float:

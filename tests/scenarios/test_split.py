@@ -194,7 +194,7 @@ def test_crop_and_flip_are_for_training():
 
 
 def test_an_unknown_source_is_refused():
-    with pytest.raises(InputError, match="scenario.source=emnist: no such source; choose one of"):
+    with pytest.raises(InputError, match=r"scenario\.source=emnist: no such source; choose one of"):
         split("emnist")
 
 

@@ -221,5 +221,5 @@ def test_there_is_at_least_one_experience(make, experiences):
 
 
 def test_an_unknown_source_is_refused(make):
-    with pytest.raises(InputError, match="scenario.source=emnist: no such source; choose one of"):
+    with pytest.raises(InputError, match=r"scenario\.source=emnist: no such source; choose one of"):
         make("emnist")

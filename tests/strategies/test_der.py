@@ -16,8 +16,9 @@ from strategies.der import DER, logit_distance
 def test_the_distance_is_the_mean_squared_error_of_logits():
     torch.manual_seed(0)
     logits, stored = torch.randn(2, 5, 7, dtype=torch.float64)
-    expected = sum((float(a) - float(b)) ** 2 for a, b in zip(
-        logits.flatten(), stored.flatten(), strict=True))
+    expected = sum(
+        (float(a) - float(b)) ** 2 for a, b in zip(logits.flatten(), stored.flatten(), strict=True)
+    )
     assert logit_distance(logits, stored).item() == pytest.approx(expected / 35, rel=1e-12)
 
 
@@ -28,6 +29,12 @@ def test_outputs_that_did_not_exist_when_logits_were_stored_do_not_count():
     assert loss.item() == pytest.approx((1 + 4 + 0) / 3)
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient, torch.tensor([[2 / 3, 4 / 3, 0.0], [0.0, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("stored", [[1.0, 0.0], [1.0, 0.0, -1000.0], [1.0, 0.0, MASKED]])
+def test_heads_of_avalanche_are_understood_whose_outputs_are_fewer_or_masked(stored):
+    logits, stored = torch.tensor([[3.0, 0.0, 8.0]]), torch.tensor([stored])
+    assert logit_distance(logits, stored).item() == 2.0
 
 
 def test_logits_all_of_which_are_new_have_no_distance():

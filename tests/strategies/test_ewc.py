@@ -41,9 +41,7 @@ def naive_fisher(model, batches, kind, logits_of):
             classes = range(len(log_p)) if kind == "exact" else [int(label)]
             for c in classes:
                 weight = log_p[c].exp().item() if kind == "exact" else 1.0
-                total = [
-                    a + weight * t for a, t in zip(total, squares(log_p[c]), strict=True)
-                ]
+                total = [a + weight * t for a, t in zip(total, squares(log_p[c]), strict=True)]
     return {name: value / count for name, value in zip(names, total, strict=True)}
 
 
@@ -134,7 +132,9 @@ def naive_penalty(model, penalties):
     for importance, anchor in penalties:
         for name, values in importance.items():
             parameter = model.get_parameter(name)
-            for index in torch.cartesian_prod(*map(torch.arange, values.shape)).view(-1, values.dim()):
+            for index in torch.cartesian_prod(*map(torch.arange, values.shape)).view(
+                -1, values.dim()
+            ):
                 at = tuple(index)
                 total = total + values[at] * (parameter[at] - anchor[name][at]) ** 2
     return total
@@ -159,7 +159,10 @@ def test_one_quadratic_has_the_value_and_gradient_of_the_sum_of_all_penalties():
         constant += left
 
     model = Toy(**shapes[-1], never_seen=(2,))
-    one, many = quadratic_penalty(model, importance, anchor) + constant, naive_penalty(model, penalties)
+    one, many = (
+        quadratic_penalty(model, importance, anchor) + constant,
+        naive_penalty(model, penalties),
+    )
     torch.testing.assert_close(one, many)
     names = list(shapes[-1])
     gradients = [
@@ -201,7 +204,10 @@ def test_the_loss_gains_half_the_strength_times_the_penalty(
         expected += [15.0 * naive_penalty(m, penalties).item() for m in added.models[start:]]
 
         model = copy.deepcopy(learner.model).double().eval()
-        x, y, task = (torch.stack([torch.as_tensor(v) for v in c]) for c in zip(*experience.dataset, strict=True))
+        x, y, task = (
+            torch.stack([torch.as_tensor(v) for v in c])
+            for c in zip(*experience.dataset, strict=True)
+        )
 
         def logits_of(sample, task, model=model):
             inputs = (task,) if head == "multi" else ()

@@ -169,8 +169,10 @@ def test_it_trains_in_mixed_precision(clusters, mlp, make_learner, weights, head
 @pytest.mark.parametrize("head", ["single", "growing", "multi"])
 def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare, head):
     strategy, restored = resume_and_compare(lambda: LwF(2.0), head)
-    assert restored.seen == strategy.seen == (
-        {0: [0, 1], 1: [2, 3], 2: [4, 5]} if head == "multi" else {0: [0, 1, 2, 3, 4, 5]}
+    assert (
+        restored.seen
+        == strategy.seen
+        == ({0: [0, 1], 1: [2, 3], 2: [4, 5]} if head == "multi" else {0: [0, 1, 2, 3, 4, 5]})
     )
 
 

@@ -39,8 +39,12 @@ def rows(columns):
 
 def samples(experience):
     data = experience.dataset
-    return rows([(torch.stack([d[0] for d in data]) * 255).round().byte(), *(
-        torch.tensor([int(d[i]) for d in data]) for i in (1, 2))])
+    return rows(
+        [
+            (torch.stack([d[0] for d in data]) * 255).round().byte(),
+            *(torch.tensor([int(d[i]) for d in data]) for i in (1, 2)),
+        ]
+    )
 
 
 @pytest.mark.parametrize(("batch_size", "drawn"), [(None, 8), (3, 3), (50, 10)])
@@ -187,5 +191,7 @@ def test_a_memory_too_small_for_a_sample_of_each_class_is_refused(clusters):
     scenario = clusters()
     Replay(6).check(scenario)
     Replay(5, "reservoir").check(scenario)
-    with pytest.raises(InputError, match=r"^strategy.capacity=5: .*set strategy.capacity=6 or more"):
+    with pytest.raises(
+        InputError, match=r"^strategy.capacity=5: .*set strategy.capacity=6 or more"
+    ):
         Replay(5).check(scenario)

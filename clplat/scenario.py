@@ -1,0 +1,36 @@
+"""What the rest of the platform knows of a scenario."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from avalanche.benchmarks import CLScenario, EagerCLStream
+from torch import Tensor
+
+from clplat.evaluation import Score, accuracy
+from clplat.prepare import Prepare
+
+
+class Scenario(CLScenario):
+    """An Avalanche scenario with a train and a test stream, and what a model needs to know of it.
+
+    `score` is higher-is-better and is what the accuracy matrix holds. `class_order` gives the
+    source's class behind each label, where a source was split.
+    """
+
+    train_stream: Any
+    test_stream: Any
+
+    def __init__(
+        self,
+        streams: Iterable[EagerCLStream],
+        *,
+        n_classes: int,
+        input_shape: tuple[int, ...],
+        task_labels: bool = False,
+        prepare: Callable[[Tensor, bool], Tensor] = Prepare(),  # noqa: B008
+        score: Score = accuracy,
+        class_order: Sequence[int] | None = None,
+    ):
+        super().__init__(list(streams))
+        self.n_classes, self.input_shape, self.task_labels = n_classes, input_shape, task_labels
+        self.prepare, self.score, self.class_order = prepare, score, class_order

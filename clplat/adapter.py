@@ -6,6 +6,7 @@ holds what the model says is trainable.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -168,15 +169,18 @@ class AvalancheTemplate:
         wanted = inspect.signature(kind).parameters
         required = {n for n, p in wanted.items() if p.default is p.empty and n not in bound}
         self.evaluator = evaluator or Evaluator()
-        self.strategy: Any = type(kind.__name__, (kind, OurData), {})(
-            **bound | {name: value for name, value in offered.items() if name in required},
-            plugins=plugins,
-            evaluator=self.evaluator,
-            train_mb_size=batch_size,
-            train_epochs=epochs,
-            eval_mb_size=eval_batch_size,
-            device=self.device,
-        )
+        with warnings.catch_warnings():
+            # Avalanche remarks on its own signatures and on its own plugins' hooks.
+            warnings.simplefilter("ignore", UserWarning)
+            self.strategy: Any = type(kind.__name__, (kind, OurData), {})(
+                **bound | {name: value for name, value in offered.items() if name in required},
+                plugins=plugins,
+                evaluator=self.evaluator,
+                train_mb_size=batch_size,
+                train_epochs=epochs,
+                eval_mb_size=eval_batch_size,
+                device=self.device,
+            )
         self.strategy.factory, self.strategy.optimized_param_id = optimizer, held
         self.strategy.order = order or torch.Generator().manual_seed(0)
         self.strategy.prepare = prepare

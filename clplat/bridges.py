@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.models import PNN, MlpVAE, SCRModel, TrainEvalModel
+from avalanche.models import PNN, FeCAMClassifier, MlpVAE, SCRModel, TrainEvalModel
 from avalanche.models.packnet import PackNetModel
 from avalanche.models.utils import FeatureExtractorModel
 from avalanche.training import plugins, supervised
@@ -168,6 +168,13 @@ class SeenClasses(MaskedCrossEntropy):
         if not self.current_mask(logits.shape[1]):
             return nn.functional.cross_entropy(logits, targets)
         return super().__call__(logits, targets)
+
+
+class FeCAM(FeCAMClassifier):
+    """Spares the copy that Avalanche takes of every batch, with a warning."""
+
+    def _tukey_transforms(self, x: Tensor) -> Tensor:
+        return x**self.tukey1 if self.tukey1 else x.log()
 
 
 # --- models that a template wants instead of ours --------------------------------------------

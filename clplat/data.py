@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from typing import Any
-
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.classification_dataset import (

@@ -68,7 +68,7 @@ class TrainingScore(SupervisedPlugin):
 class DuringTraining(SupervisedPlugin):
     """Evaluates the test stream every k iterations, for the stability gap.
 
-    `curve` holds (experience, iteration, scores of all test experiences).
+    `notify` is told (experience, iteration, scores of all test experiences).
     """
 
     def __init__(self, stream: Sequence[Any], every: int, notify: Callable[..., None]):

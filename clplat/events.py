@@ -25,7 +25,11 @@ FINAL = (
     "forward_transfer",
     "learning_accuracy",
 )
-NOT_HYPERPARAMETERS = ("out", "reference", "seed", "seed_data", "seed_init", "seed_train")
+NOT_HYPERPARAMETERS = (  # places, seeds, and what changes how a run runs but not what it is
+    *("out", "reference", "seed", "seed_data", "seed_init", "seed_train"),
+    *("device", "threads", "compile", "data", "eval"),
+)
+FIRST = ("scenario", "strategy", "strategy.strength", "strategy.capacity")
 LAYOUT = {"accuracy": {"of each experience": ["Multiline", [r"accuracy/task\d+"]]}}
 
 
@@ -59,7 +63,8 @@ def experiment_summary(hparams: dict[str, Any]) -> Any:
     """The columns of the HPARAMS page: hyper-parameters, and the final metrics."""
     infos = []
     for name, value in hparams.items():
-        info = api.HParamInfo(name=name)
+        # TensorBoard puts columns that differ first, the others in alphabetical order after them.
+        info = api.HParamInfo(name=name, differs=name in FIRST)
         info.type = (
             api.DATA_TYPE_BOOL
             if isinstance(value, bool)

@@ -264,7 +264,7 @@ class Learner:
         self.mb_output, self.loss, self.is_training = output, loss, was_training
         for module in self.model.modules():
             module.training = modes.get(module, was_training)
-        return getattr(self.evaluator, "scores", None)
+        return self.evaluator.get_last_metrics() if self.evaluator else None
 
     def _eval_experience(self) -> None:
         self._fire("before_eval_dataset_adaptation")

@@ -102,8 +102,9 @@ def write_figures(groups: dict[str, Runs], scenarios: str, folder: Path) -> list
 
 
 def tensorboard_link(port: int = 6006) -> str:
-    """A page with smoothing off, which would bend a curve of five points, and the metrics first."""
-    query = urlencode({"smoothing": 0, "tagFilter": "metrics|accuracy/"})
+    """The metrics, one colour a configuration, with no smoothing to bend curves of five points."""
+    view = {"smoothing": 0, "tagFilter": "metrics", "runColorGroup": "regex:^(.*)/seed"}
+    query = urlencode(view, safe=":/*()")
     return f"http://localhost:{port}/?{query}#timeseries"
 
 

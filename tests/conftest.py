@@ -107,7 +107,7 @@ def mlp() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def make_learner() -> Callable[..., Learner]:
-    """Makes our learner: SGD at a rate of 0.1, batches of 8, 2 epochs, the batch order of seed 0."""
+    """Makes our learner: SGD at a rate of 0.1, batches of 8, 2 epochs, the order of seed 0."""
 
     def make(model: nn.Module, *plugins: Any, lr: float = 0.1, **options: Any) -> Learner:
         def sgd(groups: list) -> torch.optim.Optimizer:

@@ -117,6 +117,15 @@ def test_evaluation_during_training_notes_the_scores_of_that_moment(clusters, ml
     assert naive[0] != naive[-1]
 
 
+def test_the_evaluator_also_works_in_avalanches_template(clusters, mlp, make_template):
+    scenario = clusters(samples=18)
+    template = make_template(mlp(), evaluator=Evaluator(), train_epochs=6)
+    for experience in scenario.train_stream:
+        template.train(experience)
+        scores = template.eval(scenario.test_stream)
+        assert scores == naive_scores(template.model, scenario.test_stream)
+
+
 # --- Avalanche's metrics -------------------------------------------------------------------------
 
 
@@ -179,16 +188,18 @@ def test_our_metrics_equal_avalanches_where_definitions_agree(
 def test_avalanches_evaluator_measures_in_our_learner_what_it_measures_in_its_own_loop(
     clusters, mlp, make_learner, make_template
 ):
-    scenario, results = clusters(samples=20), []
+    scenario, results, returned = clusters(samples=20), [], []
     for make in (make_learner, make_template):
         evaluator = avalanche_metrics()
         loop = make(mlp(), evaluator=evaluator)
         for experience in scenario.train_stream:
             loop.train(experience)
-            loop.eval(scenario.test_stream)
+            returned.append(loop.eval(scenario.test_stream))
         results.append(evaluator.get_all_metrics())
     assert results[0].keys() == results[1].keys()
     assert any("Forgetting" in name for name in results[0])
+    for ours, theirs in zip(returned[:3], returned[3:], strict=True):
+        assert ours == pytest.approx(theirs)
     for name in results[0]:
         assert results[0][name][0] == results[1][name][0], name
         np.testing.assert_allclose(results[0][name][1], results[1][name][1], atol=1e-7)

@@ -25,6 +25,7 @@ from avalanche.training.plugins import (
     RWalkPlugin,
     SynapticIntelligencePlugin,
 )
+from avalanche.training.supervised import Naive
 from torch import nn
 
 from clplat import learner as learner_module
@@ -260,8 +261,6 @@ def test_fine_tuning_gives_the_weights_of_a_bare_pytorch_loop(
 def test_full_batches_give_the_weights_of_avalanches_naive(
     clusters, mlp, make_learner, weights, kind
 ):
-    from avalanche.training.supervised import Naive
-
     scenario, options = (
         clusters(),
         {"lr": 0.05} | ({"momentum": 0.9} if kind is torch.optim.SGD else {}),
@@ -359,7 +358,7 @@ def test_a_stock_plugin_acts_and_gives_the_weights_it_gives_in_avalanches_templa
 )
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_mixed_precision_gives_the_weights_of_a_bare_autocast_loop(
-    clusters, mlp, make_learner, weights, precision, dtype, clip, bare_loop
+    clusters, mlp, make_learner, weights, precision, clip, bare_loop
 ):
     stream = clusters(experiences=2).train_stream
     learner = make_learner(mlp(), precision=precision, grad_clip=clip)
@@ -368,6 +367,7 @@ def test_mixed_precision_gives_the_weights_of_a_bare_autocast_loop(
     bare = mlp()
     optimizer = torch.optim.SGD(bare.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
     def update(x, y):
         optimizer.zero_grad()
@@ -567,29 +567,24 @@ def test_new_outputs_of_a_growing_head_are_trained(clusters, mlp, make_learner):
     assert (model.head.linear.weight - at_start[1]).abs().amax(1).min() > 1e-3
 
 
-def test_stop_training_ends_the_experience_and_not_the_next_one(clusters, mlp, make_learner):
+@pytest.mark.parametrize(("stops", "expected"), [([0, 1, 2], [3, 3, 3]), ([1], [12, 3, 12])])
+def test_stop_training_ends_the_experience_and_not_the_next_one(
+    clusters, mlp, make_learner, stops, expected
+):
     counts = []
+
+    def stop(strategy):
+        if strategy.clock.train_exp_counter in stops and strategy.clock.train_exp_iterations == 2:
+            strategy.stop_training()
+
     learner = make_learner(
         mlp(),
-        StopsAtTheThirdIteration(),
+        At("after_training_iteration", stop),
         At("after_training_exp", lambda s: counts.append(s.clock.train_exp_iterations)),
         batch_size=4,
     )
-    learner.train(clusters().train_stream)  # 12 iterations an experience, were they not stopped
-    assert counts == [3, 3, 3]
-
-    stops_first = At(
-        "after_training_iteration",
-        lambda s: s.clock.train_exp_counter == 0 and s.stop_training(),
-    )
-    counts.clear()
-    learner = make_learner(
-        mlp(),
-        stops_first,
-        At("after_training_exp", lambda s: counts.append(s.clock.train_exp_iterations)),
-    )
     learner.train(clusters().train_stream)
-    assert counts == [1, 6, 6]
+    assert counts == expected
 
 
 @pytest.mark.parametrize("resident_bytes", [float("inf"), 0])

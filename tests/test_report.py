@@ -59,7 +59,7 @@ def test_the_table_has_mean_and_sample_deviation_and_figures_are_written(runs, c
     for name in ("accuracy.png", "accuracy_matrix.png"):
         assert (runs / name).read_bytes().startswith(b"\x89PNG")
     assert f"tensorboard --logdir {runs}" in text
-    assert "smoothing=0" in text
+    assert "/?smoothing=0&tagFilter=metrics&runColorGroup=regex:%5E(.*)/seed#timeseries" in text
 
 
 def test_a_folder_without_runs_is_explained(tmp_path, capsys):

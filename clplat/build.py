@@ -74,6 +74,22 @@ def check_fit(head: Any, strategy: Any, scenario: Scenario) -> None:
         strategy.check(scenario)
 
 
+def refuse_for_templates(config: dict[str, Any]) -> None:
+    """Settings of our loop, which a strategy that brings its own would silently ignore."""
+    ours = {
+        "precision": (config["precision"], "fp32"),
+        "train.grad_clip": (config["train"]["grad_clip"], None),
+        "train.accumulate": (config["train"]["accumulate"], 1),
+    }
+    for key, (given, only) in ours.items():
+        if given != only:
+            value = "null" if only is None else only
+            raise InputError(
+                f"{key}={given}: this Avalanche strategy brings its own loop, which has no such "
+                f"setting; set {key}={value}, or choose a strategy that runs in ours"
+            )
+
+
 def build_scenario(config: dict[str, Any], folders: list[Path]) -> Scenario:
     """The scenario of a resolved config; first every target of the config is looked at."""
     check_objects(config, folders)
@@ -114,6 +130,7 @@ def build_learner(
         "workers": config["data"]["workers"],
     }
     if isinstance(strategy, TemplateStrategy):
+        refuse_for_templates(config)
         plugins = [*plugins, *observers]
         return AvalancheTemplate(template=strategy.template, plugins=plugins, **common), strategy
     learner = Learner(

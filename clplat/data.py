@@ -115,5 +115,8 @@ def tensors_of(dataset: AvalancheDataset, stored: bool = True) -> Columns:
 def bytes_of(dataset: AvalancheDataset) -> int:
     """The bytes that a dataset's inputs take as tensors, judged by its first sample."""
     leaf = _first_leaf(dataset._flat_data)
-    sample = leaf.columns[0][0] if isinstance(leaf, TensorData) else torch.as_tensor(dataset[0][0])
+    if isinstance(leaf, TensorData | TensorDataset):
+        sample = (leaf.columns if isinstance(leaf, TensorData) else leaf.tensors)[0][0]
+    else:
+        sample = torch.as_tensor(dataset[0][0])
     return sample.numel() * sample.element_size() * len(dataset)

@@ -61,8 +61,9 @@ class TrainingScore(SupervisedPlugin):
         self._sums.append(self.score(strategy.mb_output.detach(), strategy.mb_y).sum())
         self._count += len(strategy.mb_y)
 
-    def mean(self) -> float:
-        return float(torch.stack(self._sums).sum()) / self._count if self._sums else float("nan")
+    def mean(self) -> float | None:
+        """None where no output could be scored."""
+        return float(torch.stack(self._sums).sum()) / self._count if self._sums else None
 
 
 class DuringTraining(SupervisedPlugin):

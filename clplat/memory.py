@@ -9,28 +9,31 @@ capacity is shared equally among the classes seen so far, and smallest means wit
 import copy
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clplat.errors import InputError
 
+Array = NDArray[Any]
+
+FREE = -1  # in place of a label: nothing is held in the slot
 POLICIES = ("reservoir", "class_balanced", "ring", "herding")
 
 
-def shares(capacity: int, groups: int) -> Tensor:
+def shares(capacity: int, groups: int) -> Array:
     """`capacity` slots over `groups` as evenly as can be: the first ones take what is left over."""
     base, left = divmod(capacity, groups)
-    return torch.tensor([base + (i < left) for i in range(groups)])
+    return base + (np.arange(groups) < left)
 
 
-def rank_within(groups: Tensor, keys: Tensor) -> Tensor:
+def rank_within(groups: Array, keys: Array) -> Array:
     """For each element, how many of its group have a smaller key (ties by position)."""
-    by_key = keys.argsort(stable=True)
-    order = by_key[groups[by_key].argsort(stable=True)]  # sorted by group, then by key
-    counts = torch.bincount(groups)
-    starts = counts.cumsum(0) - counts
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(order)) - starts[groups[order]]
+    order = np.lexsort((keys, groups))  # sorted by group, then by key; stable
+    by_group = groups[order]
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order)) - np.searchsorted(by_group, by_group)
     return ranks
 
 
@@ -82,12 +85,12 @@ class Memory:
         self.capacity, self.policy = capacity, policy
         self.columns: list[Tensor] = []  # each (capacity, ...), allocated by the first add
         self.keys = torch.full((capacity,), float("inf"), dtype=torch.float64)
-        self.groups = torch.full((capacity,), -1)  # the label of each slot; -1: the slot is free
+        self.groups = torch.full((capacity,), FREE)  # the label in each slot
         self.classes: list[int] = []  # in the order in which they were first seen
         self.offered = 0
 
     def __len__(self) -> int:
-        return int((self.groups >= 0).sum())
+        return int((self.groups != FREE).sum())
 
     @property
     def per_class(self) -> bool:
@@ -109,50 +112,56 @@ class Memory:
         """
         if self.policy == "herding" and keys is None:
             raise ValueError("a herding memory needs keys: herding ranks within each class")
-        labels = columns[1].cpu()
+        labels = columns[1].cpu().numpy()
         if not len(labels):
             return
-        new = self._new_keys(len(labels)) if keys is None else keys.double().cpu()
+        new = (self._new_keys(len(labels)) if keys is None else keys.double().cpu()).numpy()
         self.offered += len(labels)
-        known = set(self.classes)
-        self.classes += [c for c in dict.fromkeys(labels.tolist()) if c not in known]
+        self.classes += [c for c in dict.fromkeys(labels.tolist()) if c not in self.classes]
         if not self.columns:
             self.columns = [c.new_zeros(self.capacity, *c.shape[1:]) for c in columns]
 
-        groups, every_key = torch.cat([self.groups, labels]), torch.cat([self.keys, new])
-        stays = self._stays(groups, every_key)
-        self.groups[~stays[: self.capacity]] = -1
-        incoming = stays[self.capacity :].nonzero()[:, 0]
-        slots = (self.groups < 0).nonzero()[: len(incoming), 0]
-        self.groups[slots], self.keys[slots] = labels[incoming], new[incoming]
-        self.keys[self.groups < 0] = float("inf")
+        held_groups, held_keys = self.groups.numpy(), self.keys.numpy()  # views: writes go through
+        stays = self._stays(
+            np.concatenate([held_groups, labels]), np.concatenate([held_keys, new])
+        )
+        held_groups[~stays[: self.capacity]] = FREE
+        incoming = stays[self.capacity :].nonzero()[0]
+        if not len(incoming):
+            return
+        slots = (held_groups == FREE).nonzero()[0][: len(incoming)]
+        held_groups[slots], held_keys[slots] = labels[incoming], new[incoming]
+        where, which = torch.from_numpy(slots), torch.from_numpy(incoming)
         for held, offered in zip(self.columns, columns, strict=True):
-            index = incoming.to(offered.device)
-            held[slots.to(held.device)] = offered.detach()[index].to(held.device)
+            chosen = offered.detach().index_select(0, which.to(offered.device))
+            held.index_copy_(0, where.to(held.device), chosen.to(held.device, held.dtype))
 
-    def _stays(self, groups: Tensor, keys: Tensor) -> Tensor:
-        taken = (groups >= 0) & keys.isfinite()
-        stays = torch.zeros(len(groups), dtype=torch.bool)
-        index = taken.nonzero()[:, 0]
+    def _stays(self, groups: Array, keys: Array) -> Array:
+        """Which of the samples, held and offered, are among the smallest keys."""
+        stays = np.zeros(len(groups), dtype=bool)
+        taken = ((groups != FREE) & np.isfinite(keys)).nonzero()[0]
+        groups, keys = groups[taken], keys[taken]
         if not self.per_class:
-            best = keys[index].topk(min(self.capacity, len(index)), largest=False).indices
-            stays[index[best]] = True
+            if len(taken) > self.capacity:
+                taken = taken[keys.argpartition(self.capacity)[: self.capacity]]
+            stays[taken] = True
             return stays
-        position = {label: k for k, label in enumerate(self.classes)}
-        dense = torch.tensor([position[y] for y in groups[index].tolist()], dtype=torch.long)
-        quota = shares(self.capacity, len(self.classes))
-        stays[index] = rank_within(dense, keys[index]) < quota[dense]
+        known = np.array(self.classes)
+        by_label = known.argsort()
+        share = shares(self.capacity, len(known))[by_label]
+        quota = share[np.searchsorted(known[by_label], groups)]
+        stays[taken] = rank_within(groups, keys) < quota
         return stays
 
     def sample(self, count: int) -> list[Tensor]:
         """`count` samples drawn without replacement, or all there are if fewer."""
-        held = (self.groups >= 0).nonzero()[:, 0]
+        held = (self.groups != FREE).nonzero()[:, 0]
         chosen = held[torch.randperm(len(held))[:count]]
         return [column[chosen.to(column.device)] for column in self.columns]
 
     def all(self) -> list[Tensor]:
         """Every sample held, in slot order."""
-        held = (self.groups >= 0).nonzero()[:, 0]
+        held = (self.groups != FREE).nonzero()[:, 0]
         return [column[held.to(column.device)] for column in self.columns]
 
     def state_dict(self) -> dict[str, Any]:

@@ -72,13 +72,16 @@ class Record:
 
     def _line(self, **values: Any) -> None:
         values["seconds"] = round(time.perf_counter() - self._began, 3)
-        self._lines.write(json.dumps(values) + "\n")
+        self._lines.write(json.dumps(values, allow_nan=False) + "\n")
         self._lines.flush()
 
     def epoch(
-        self, experience: int, epoch: int, iteration: int, loss: float | None, score: float
+        self, experience: int, epoch: int, iteration: int, loss: float | None, score: float | None
     ) -> None:
-        """After each epoch: mean training loss and score; `iteration` counts over the whole run."""
+        """After each epoch: mean training loss and score, None where a strategy has none.
+
+        `iteration` counts over the whole run.
+        """
         self._line(experience=experience, epoch=epoch, loss=loss, training_score=score)
         values = {"train/loss": loss, "train/score": score}
         self._events.scalars({k: v for k, v in values.items() if v is not None}, iteration)

@@ -353,9 +353,7 @@ def test_a_stock_plugin_acts_and_gives_the_weights_it_gives_in_avalanches_templa
 # --- precision, clipping, accumulation, schedule -------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)]
-)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_mixed_precision_gives_the_weights_of_a_bare_autocast_loop(
     clusters, mlp, make_learner, weights, precision, clip, bare_loop
@@ -411,12 +409,12 @@ def test_gradients_are_clipped_to_the_norm_that_a_manual_computation_gives(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("samples", [16, 12, 20])  # of 2 classes: whole groups, and part of one
-def test_two_accumulated_batches_of_8_are_one_batch_of_16(
-    clusters, mlp, make_learner, weights, samples, precision
+@pytest.mark.parametrize(("batches", "samples"), [(2, 16), (2, 12), (3, 20)])  # of 2 classes each
+def test_accumulated_batches_of_8_are_one_large_batch_also_where_the_last_are_fewer(
+    clusters, mlp, make_learner, weights, batches, samples, precision
 ):
     models, updates = [], []
-    for size, accumulate in ((8, 2), (16, 1)):
+    for size, accumulate in ((8, batches), (8 * batches, 1)):
         count = []
         learner = make_learner(
             mlp(),

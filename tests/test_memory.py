@@ -68,7 +68,7 @@ def test_rank_within_equals_the_naive_count_of_smaller_keys(pairs):
         for i, (group, key) in enumerate(pairs)
     ]
     groups, keys = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
-    assert rank_within(groups, keys.double()).tolist() == naive
+    assert rank_within(groups.numpy(), keys.double().numpy()).tolist() == naive
 
 
 def assert_icarls_choice(features: np.ndarray, chosen: list[int], rounding: float) -> None:

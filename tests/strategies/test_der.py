@@ -143,6 +143,23 @@ def test_the_memory_holds_inputs_before_augmentation(clusters, mlp, make_learner
     assert sorted(x.flatten().tolist() for x in der.memory.all()[0]) == stored
 
 
+def test_replayed_inputs_are_augmented_anew(clusters, mlp, make_learner):
+    der, seen = DER(capacity=24), []
+
+    class Look(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            seen.append(strategy.mb_x[8:])  # both draws, after the batch of 8
+
+    experience = clusters().train_stream[0]
+    make_learner(mlp(), der, Look(), prepare=Prepare(flip=True)).train(experience)
+    samples = torch.stack([d[0] for d in experience.dataset])
+    as_is = [any(torch.equal(x, s) for s in samples) for x in torch.cat(seen)]
+    mirrored = [any(torch.equal(x.flip(-1), s) for s in samples) for x in torch.cat(seen)]
+    assert len(as_is) == 5 * 16
+    assert all(one or other for one, other in zip(as_is, mirrored, strict=True))
+    assert 20 < sum(as_is) < 60
+
+
 def test_without_alpha_and_beta_it_is_fine_tuning(clusters, mlp, make_learner, bare_loop, weights):
     stream = clusters().train_stream
     learner = make_learner(mlp(), DER(10, alpha=0.0, beta=0.0))

@@ -139,7 +139,9 @@ class Learner:
         """Let dynamic modules (growing and multi-task heads) see the experience."""
         model = self.model if model is None else model
         avalanche_model_adaptation(model, self.experience)  # type: ignore[arg-type]
-        return model.to(self.device)
+        if any(p.device != self.device for p in model.parameters()):  # what has just been added
+            model.to(self.device)
+        return model
 
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
         """Bring the optimizer in step with the model, or start a new one."""

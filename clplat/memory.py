@@ -122,9 +122,7 @@ class Memory:
             self.columns = [c.new_zeros(self.capacity, *c.shape[1:]) for c in columns]
 
         held_groups, held_keys = self.groups.numpy(), self.keys.numpy()  # views: writes go through
-        stays = self._stays(
-            np.concatenate([held_groups, labels]), np.concatenate([held_keys, new])
-        )
+        stays = self._stays(np.concatenate([held_groups, labels]), np.concatenate([held_keys, new]))
         held_groups[~stays[: self.capacity]] = FREE
         incoming = stays[self.capacity :].nonzero()[0]
         if not len(incoming):

@@ -202,8 +202,8 @@ BAD = {
     "schedule=cosine schedule.final=2": "schedule.final=2: a share of the peak rate is in 0..1",
     "reference=runs/none": "reference=runs/none: holds no finished run; expected a finished joint",
     "-m seed=glob(*)": "no run came of it",
-    "strategy=avalanche/er_ace precision=bf16": "precision=bf16: this Avalanche strategy brings its "
-    "own loop, which has no such setting; set precision=fp32",
+    "strategy=avalanche/er_ace precision=bf16": "precision=bf16: this Avalanche strategy brings "
+    "its own loop, which has no such setting; set precision=fp32",
     "strategy=avalanche/er_ace train.grad_clip=1": "train.grad_clip=1: this Avalanche strategy "
     "brings its own loop, which has no such setting; set train.grad_clip=null",
     "backbone.hidden=7": "refused its arguments",

@@ -1,5 +1,6 @@
 """The same training in a bare PyTorch loop, in ours, and in stock Avalanche."""
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -50,37 +51,40 @@ def stream(pairs: Pairs) -> Any:
     return with_task_labels(EagerCLStream("train", experiences))
 
 
-def bare(pairs: Pairs, widths: tuple[int, ...], batch_size: int) -> float:
-    """Seconds of the loop that one would write by hand: data in memory, no metrics."""
+Contender = Iterator[float]  # seconds of one experience after the other
+
+
+def bare(pairs: Pairs, widths: tuple[int, ...], batch_size: int) -> Contender:
+    """The loop that one would write by hand: data in memory, no metrics."""
     model = mlp(*widths)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    began = clock()
     for x, y in pairs:
+        began = clock()
         for index in torch.randperm(len(y)).split(batch_size):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(x[index]), y[index])
             loss.backward()
             optimizer.step()
-    return clock() - began
+        yield clock() - began
 
 
-def ours(train: Any, widths: tuple[int, ...], batch_size: int, plugins: Any = ()) -> float:
-    """Seconds of our learner with the training accuracy counted."""
-    sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+def ours(train: Any, widths: tuple[int, ...], batch_size: int, plugins: Any = ()) -> Contender:
+    """Our learner with the training accuracy counted."""
     learner = Learner(
         mlp(*widths),
-        sgd,
+        partial(torch.optim.SGD, lr=0.05, momentum=0.9),
         batch_size=batch_size,
         plugins=[*plugins, TrainingScore()],
         evaluator=Evaluator(),
     )
-    began = clock()
-    learner.train(train)
-    return clock() - began
+    for experience in train:
+        began = clock()
+        learner.train(experience)
+        yield clock() - began
 
 
-def avalanche(train: Any, widths: tuple[int, ...], batch_size: int, plugins: Any = ()) -> float:
-    """Seconds of Avalanche's template with its accuracy metrics and no logger."""
+def avalanche(train: Any, widths: tuple[int, ...], batch_size: int, plugins: Any = ()) -> Contender:
+    """Avalanche's template with its accuracy metrics and no logger."""
     model = mlp(*widths)
     metrics = accuracy_metrics(epoch=True, experience=True, stream=True)
     strategy = SupervisedTemplate(
@@ -91,6 +95,7 @@ def avalanche(train: Any, widths: tuple[int, ...], batch_size: int, plugins: Any
         plugins=list(plugins),
         evaluator=EvaluationPlugin(metrics, loggers=[]),
     )
-    began = clock()
-    strategy.train(train, eval_streams=[])
-    return clock() - began
+    for experience in train:
+        began = clock()
+        strategy.train(experience, eval_streams=[])
+        yield clock() - began

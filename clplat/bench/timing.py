@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 
@@ -28,17 +28,21 @@ class Figure:
         )
 
 
-def in_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender, which returns them, one after the other for some rounds."""
+def in_turns(
+    contenders: Mapping[str, Callable[[], Iterator[float]]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each part of each contender, part by part in turns, for some rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, contender in contenders.items():
-            seconds[name].append(contender())
+        running = [contender() for contender in contenders.values()]
+        for parts in zip(*running, strict=True):
+            for name, part in zip(contenders, parts, strict=True):
+                seconds[name].append(part)
     return seconds
 
 
 def ratio(slower: list[float], faster: list[float]) -> float:
-    """Median over rounds of one contender's seconds over the other's in the same round."""
+    """Median over parts of one contender's seconds over the other's in the same turn."""
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 

@@ -143,7 +143,34 @@ def test_help_lists_groups_and_examples(command):
     assert outcome.status == 0
     assert "clplat -m strategy=replay,ewc seed=0,1,2" in outcome.out
     assert "scenario: avalanche, permuted_digits" in outcome.out
+    assert "batch_size: 32" in outcome.out
+    assert "# passes over each experience" in outcome.out
     assert 'eval "$(clplat -sc install=bash)"' in outcome.out
+
+
+def test_help_on_a_choice_shows_its_keys_with_their_comments(command):
+    text = command("--help strategy=ewc").out
+    assert "strength: 100" in text
+    assert "exact, empirical, batch" in text
+
+
+def test_help_lists_the_users_own_choices(command, monkeypatch):
+    for folder in ("given", "from_environment"):
+        Path(folder, "strategy").mkdir(parents=True)
+        Path(folder, "strategy", f"{folder}_one.yaml").write_text("# Mine.\n")
+    monkeypatch.setenv("CLPLAT_CONF_PATH", "from_environment")
+    text = command("--config-dir given --help").out
+    assert "given_one" in text
+    assert "from_environment_one" in text
+
+
+def test_help_takes_no_import_of_hydra():
+    code = (
+        "import sys; sys.argv = ['clplat', '--help']; from clplat.__main__ import main; main();"
+        "print({'hydra', 'torch', 'avalanche'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 def test_shell_completion_completes_groups_and_their_files(command, monkeypatch):
@@ -153,9 +180,7 @@ def test_shell_completion_completes_groups_and_their_files(command, monkeypatch)
 
 
 def test_the_command_line_imports_nothing_heavy_before_it_runs():
-    code = (
-        "import sys, clplat.__main__; print({'torch', 'avalanche', 'sklearn'} & set(sys.modules))"
-    )
+    code = "import sys, clplat.command; print({'torch', 'avalanche', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

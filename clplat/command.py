@@ -1,0 +1,129 @@
+"""Compose the config, check it, run it.
+
+Nothing heavy is imported before a config has passed its check, so that shell completion and the
+message about a mistyped key come at once.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from clplat.check import check
+from clplat.digest import SEEDS, config_digest
+from clplat.errors import InputError, TrainingError
+from clplat.help import user_folders
+
+GROUPS = ("scenario", "backbone", "head", "strategy", "optimizer", "schedule")
+EXPLAINED = (InputError, TrainingError, HydraException, OmegaConfBaseException, YAMLError)
+
+
+class UserConfigs(SearchPathPlugin):
+    """Puts the folders of CLPLAT_CONF_PATH before ours: they may add files, and shadow them."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in reversed([*user_folders([])]):
+            search_path.prepend("clplat-user", f"file://{folder.resolve()}")
+
+
+def module_folders() -> list[Path]:
+    """Where the user's own modules may lie: beside their configs, and where they stand."""
+    sources = HydraConfig.get().runtime.config_sources
+    places = [Path(s.path).resolve() for s in sources if s.schema == "file"]
+    return [*places, Path.cwd()]
+
+
+def default_out(names: dict[str, str], digest: str, config: dict[str, Any]) -> Path:
+    """runs/<scenario>/<strategy>/<digest>/seed_<n>, naming also the seeds that are set apart."""
+    seeds = f"seed_{config['seed']}"
+    for key in SEEDS[1:]:
+        if config[key] != config["seed"]:
+            seeds += f"_{key.removeprefix('seed_')}_{config[key]}"
+    parts = [names["scenario"], names["strategy"]]
+    return Path("runs", *(part.replace("/", "_") for part in parts), digest, seeds)
+
+
+def one_run(node: DictConfig) -> None:
+    """Check a composed config, then run it."""
+    config: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    folders, choices = module_folders(), HydraConfig.get().runtime.choices
+    sys.path += [str(f) for f in folders if str(f) not in sys.path]
+    check(config, folders)
+    names = {group: str(choices[group]) for group in GROUPS}
+    digest = config_digest(node)
+    out = Path(config["out"]) if config["out"] else default_out(names, digest, config)
+    config["out"] = str(out)
+
+    from clplat.progress import RunProgress
+
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    progress = RunProgress(HydraConfig.get().job.num if sweep else None)
+    with progress.loading():
+        from clplat.run import run
+    run(config, out=out, digest=digest, names=names, folders=folders, progress=progress)
+
+
+def explain(error: Exception) -> str:
+    """The message without the trace, and the cause where the message alone does not say it."""
+    cause = error.__cause__
+    text = str(error).strip()
+    if isinstance(cause, OmegaConfBaseException | YAMLError) and str(cause) not in text:
+        text += f"\n{cause}"
+    return text
+
+
+def status(error: Exception) -> int:
+    """2 for what the user can mend before anything is run, 1 for a run that broke off."""
+    return 1 if isinstance(error, TrainingError) else 2
+
+
+def run_command() -> None:
+    """Run what the command line says: exit status 0, 1 if a run broke off, 2 for bad input."""
+    full_trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints the error its way and exits with 1
+    Plugins.instance().register(UserConfigs)
+    begun: list[DictConfig] = []
+    failures: list[Exception] = []
+
+    def attempt(node: DictConfig) -> None:
+        """A run that fails in a way that we can explain must not end a sweep."""
+        begun.append(node)
+        try:
+            one_run(node)
+        except EXPLAINED as error:
+            failures.append(error)
+            if full_trace:
+                traceback.print_exc()
+
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://clplat.conf", config_name="config")(
+            attempt
+        )()
+    except EXPLAINED as error:
+        failures.append(error)
+        if full_trace:
+            traceback.print_exc()
+    if not begun and not failures and {"-m", "--multirun"} & set(sys.argv):
+        swept = " ".join(a for a in sys.argv[1:] if not a.startswith("-"))
+        failures.append(
+            InputError(
+                f"-m {swept}: no run came of it; a sweep over nothing, such as glob(*) on a key "
+                "that is no group, has no values; list them: key=a,b"
+            )
+        )
+    for error in failures:
+        print(f"clplat: {explain(error)}", file=sys.stderr)
+    if failures:
+        sys.exit(max(map(status, failures)))

@@ -23,6 +23,7 @@ from yaml import YAMLError
 
 from clplat.check import check
 from clplat.digest import SEEDS, config_digest
+from clplat.directory import already_done
 from clplat.errors import InputError, TrainingError
 from clplat.help import user_folders
 
@@ -70,6 +71,9 @@ def one_run(node: DictConfig) -> None:
 
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     progress = RunProgress(HydraConfig.get().job.num if sweep else None)
+    if already_done(out, digest, {key: config[key] for key in SEEDS}):
+        progress.skipped(out)
+        return
     with progress.loading():
         from clplat.run import run
     run(config, out=out, digest=digest, names=names, folders=folders, progress=progress)

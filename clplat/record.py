@@ -12,13 +12,11 @@ import numpy as np
 import yaml
 
 from clplat import metrics
+from clplat.directory import CONFIG, DIGEST_LINE, MATRIX, RESULT
 from clplat.events import EventWriter
 from clplat.metrics import Matrix
 
 log = logging.getLogger("clplat")
-
-RESULT, CONFIG, MATRIX = "result.json", "config.yaml", "accuracy_matrix.npy"
-DIGEST_LINE = "# digest: "
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -35,21 +33,6 @@ def save_matrix(path: Path, matrix: Matrix) -> None:
     beside = path.with_name(path.name + ".tmp.npy")
     np.save(beside, matrix, allow_pickle=False)
     os.replace(beside, path)
-
-
-def read_digest(out: Path) -> str | None:
-    """The digest of the config that a run directory was started with, if it is one."""
-    try:
-        first = (out / CONFIG).read_text().splitlines()[0]
-    except (FileNotFoundError, NotADirectoryError, IndexError):
-        return None
-    return first.removeprefix(DIGEST_LINE) if first.startswith(DIGEST_LINE) else "none"
-
-
-def read_result(out: Path) -> dict[str, Any] | None:
-    """What a finished run measured; None where there is none."""
-    file = out / RESULT
-    return json.loads(file.read_text()) if file.is_file() else None
 
 
 class Record:

@@ -12,9 +12,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from clplat.directory import MATRIX, RESULT, read_result
 from clplat.figures import curves_figure, matrices_figure
 from clplat.metrics import Matrix
-from clplat.record import MATRIX, RESULT, read_result
 
 Runs = list[tuple[Path, dict[str, Any]]]
 COLUMNS = {

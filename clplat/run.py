@@ -17,11 +17,12 @@ from avalanche.core import SupervisedPlugin
 from clplat import metrics
 from clplat.build import build_learner, build_scenario
 from clplat.digest import SEEDS
+from clplat.directory import MATRIX, read_result
 from clplat.errors import InputError
 from clplat.evaluation import DuringTraining, TrainingScore
 from clplat.metrics import Matrix
 from clplat.quiet import hush_avalanche
-from clplat.record import MATRIX, Record, read_digest, read_result
+from clplat.record import Record
 
 log = logging.getLogger("clplat")
 
@@ -89,25 +90,6 @@ def joint_matrix(reference: str | None, scenario_name: str, size: int) -> Matrix
     return np.load(Path(reference) / MATRIX, allow_pickle=False)
 
 
-def already_done(out: Path, digest: str, seeds: dict[str, int]) -> dict[str, Any] | None:
-    """The result, if this very run is finished; an error if the directory is another run's."""
-    result = read_result(out)
-    held, mend = read_digest(out), "choose another out, or remove that directory"
-    if held is not None and held != digest:
-        raise InputError(
-            f"out={out}: holds a run of another config (digest {held}, this one is {digest}); "
-            f"{mend}"
-        )
-    if result is not None and result.get("seeds") != seeds:
-        raise InputError(
-            f"out={out}: holds a run with other seeds ({result.get('seeds')}, these are {seeds}); "
-            f"{mend}"
-        )
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={out}: is a file; expected a directory; choose another out")
-    return result
-
-
 def run(
     config: dict[str, Any],
     *,
@@ -123,11 +105,6 @@ def run(
     told what happens (see `clplat.progress`). Returns the result.
     """
     seeds = {key: config[key] for key in SEEDS}
-    done = already_done(out, digest, seeds)
-    if done is not None:
-        progress.skipped(out)
-        return done
-
     hush_avalanche()
     torch.set_num_threads(config["threads"])
     scenario = build_scenario(config, folders)

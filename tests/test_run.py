@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from clplat.digest import config_digest
+from clplat.directory import already_done
 from clplat.errors import InputError
 from clplat.memory import Memory
-from clplat.run import already_done, joint_matrix, memory_bytes, peak_memory
+from clplat.run import joint_matrix, memory_bytes, peak_memory
 
 
 class Holds:

@@ -1,0 +1,44 @@
+"""Run directories read back; light enough to be asked before anything is imported to run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clplat.errors import InputError
+
+RESULT, CONFIG, MATRIX = "result.json", "config.yaml", "accuracy_matrix.npy"
+DIGEST_LINE = "# digest: "
+
+
+def read_digest(out: Path) -> str | None:
+    """The digest of the config that a run directory was started with, if it is one."""
+    try:
+        first = (out / CONFIG).read_text().splitlines()[0]
+    except (FileNotFoundError, NotADirectoryError, IndexError):
+        return None
+    return first.removeprefix(DIGEST_LINE) if first.startswith(DIGEST_LINE) else "none"
+
+
+def read_result(out: Path) -> dict[str, Any] | None:
+    """What a finished run measured; None where there is none."""
+    file = out / RESULT
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def already_done(out: Path, digest: str, seeds: dict[str, int]) -> dict[str, Any] | None:
+    """The result, if this very run is finished; an error if the directory is another run's."""
+    result = read_result(out)
+    held, mend = read_digest(out), "choose another out, or remove that directory"
+    if held is not None and held != digest:
+        raise InputError(
+            f"out={out}: holds a run of another config (digest {held}, this one is {digest}); "
+            f"{mend}"
+        )
+    if result is not None and result.get("seeds") != seeds:
+        raise InputError(
+            f"out={out}: holds a run with other seeds ({result.get('seeds')}, these are {seeds}); "
+            f"{mend}"
+        )
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out}: is a file; expected a directory; choose another out")
+    return result

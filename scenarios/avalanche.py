@@ -1,8 +1,9 @@
 """Any Avalanche benchmark as a scenario."""
 
-from typing import Any
+from typing import Any, cast
 
 from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks.scenarios.supervised import with_classes_timeline
 
 from clplat.errors import InputError
 from clplat.scenario import Scenario
@@ -16,6 +17,8 @@ def avalanche(
     `experiences`: how many it must have, where one wants to be sure. `seed` changes nothing: the
     benchmark's own argument sets its order.
     """
+    if not hasattr(next(iter(benchmark.streams["train"])), "classes_in_this_experience"):
+        benchmark = cast(CLScenario, with_classes_timeline(benchmark))
     train: Any = benchmark.streams["train"]
     if experiences is not None and experiences != len(train):
         raise InputError(

@@ -10,6 +10,16 @@ from clplat.targets import check_names
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LARGEST_SEED = 2**32 - 1  # what NumPy takes
+GROUPS = ("scenario", "backbone", "head", "strategy", "optimizer", "schedule")
+KEYS: dict[str, tuple[str, ...]] = {  # all that config.yaml has beside the groups
+    "": (
+        *("seed", "seed_data", "seed_init", "seed_train", "device", "precision", "threads"),
+        *("compile", "out", "reference", "train", "eval", "data"),
+    ),
+    "train": ("epochs", "batch_size", "grad_clip", "accumulate"),
+    "eval": ("batch_size", "every"),
+    "data": ("resident_gigabytes", "workers"),
+}
 
 
 def _number(
@@ -47,8 +57,23 @@ def _example(least: float, whole: bool, above: bool) -> str:
     return f"{int(least) + above}" if whole or not above else "0.001"
 
 
+def _no_stray_keys(config: dict[str, Any]) -> None:
+    """Refuse a key that nothing reads, such as one added by `+key=value` at the wrong place."""
+    for section, known in KEYS.items():
+        node = config[section] if section else config
+        for key in set(node) - {*known, *(GROUPS if not section else ())}:
+            places = [g for g in (*GROUPS, "train", "eval", "data") if key in (config[g] or ())]
+            name = f"{section}.{key}" if section else key
+            mend = f"set {places[0]}.{key}" if places else "clplat --help lists all keys"
+            raise InputError(
+                f"{name}={node[key]}: nothing reads this key; expected one of "
+                f"{', '.join(known)}{' or a group' if not section else ''}; {mend}"
+            )
+
+
 def check(config: dict[str, Any], folders: list[Path]) -> None:
     """Raise InputError for the first thing that is wrong with a resolved config."""
+    _no_stray_keys(config)
     _number(config, "optimizer.lr", 0, above=True)
     _number(config, "optimizer.weight_decay", 0)
     _number(config, "optimizer.momentum", 0)
@@ -81,7 +106,7 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
             f"device={config['device']}: expected auto, cpu, cuda or cuda:<number>; "
             "auto takes a GPU where there is one"
         )
-    for key in ("scenario", "backbone", "head", "strategy", "optimizer", "schedule"):
+    for key in GROUPS:
         node = config.get(key)
         if not isinstance(node, dict) or "_target_" not in node:
             raise InputError(

@@ -21,13 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from clplat.check import check
+from clplat.check import GROUPS, check
 from clplat.digest import SEEDS, config_digest
 from clplat.directory import already_done
 from clplat.errors import InputError, TrainingError
 from clplat.help import user_folders
 
-GROUPS = ("scenario", "backbone", "head", "strategy", "optimizer", "schedule")
 EXPLAINED = (InputError, TrainingError, HydraException, OmegaConfBaseException, YAMLError)
 
 

@@ -200,6 +200,9 @@ BAD = {
     "optimizer.lr=nan": "optimizer.lr=nan: expected a number above 0",
     "seed=-1": "seed=-1: expected a whole number of at least 0",
     "seed=99999999999": "seed=99999999999: expected at most 4294967295",
+    "+capacity=50 strategy=replay": "capacity=50: nothing reads this key; expected one of seed, ",
+    "+lr=50": "set optimizer.lr",
+    "+train.epoch=5": "train.epoch=5: nothing reads this key; expected one of epochs, batch_size, ",
     "precision=fp8": "precision=fp8: expected one of fp32, bf16, fp16",
     "device=tpu": "device=tpu: expected auto, cpu, cuda or cuda:<number>",
     "scenario.experiences=11": "scenario.experiences=11: more experiences than the 10 classes of "

@@ -1,6 +1,7 @@
 """Every file of conf/ composes, builds and trains one step: a new file is tested by existing."""
 
 import gzip
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 
 import clplat.conf
 from clplat.build import build_learner, build_scenario
-from clplat.check import check
+from clplat.check import GROUPS, KEYS, check
 
 CONF = Path(clplat.conf.__file__).parent
 OURS = ("scenario", "backbone", "head", "strategy", "optimizer", "schedule", "experiment")
@@ -118,6 +119,19 @@ def test_every_schedule_trains_one_step(name):
     train_one_step(composed(f"schedule={name}"))
 
 
+def test_the_check_knows_every_key_of_the_config_file_and_no_other():
+    config = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    assert isinstance(config, dict)
+    assert set(KEYS[""]) == set(config) - {"defaults", "hydra"}
+    for section in ("train", "eval", "data"):
+        assert set(KEYS[section]) == set(config[section])
+    assert set(GROUPS) == {next(iter(d)) for d in config["defaults"] if isinstance(d, dict)} - {
+        "experiment",
+        "override hydra/job_logging",
+        "override hydra/hydra_logging",
+    }
+
+
 @pytest.mark.parametrize("name", files("experiment"))
 def test_every_experiment_composes(name):
     with initialize_config_module("clplat.conf", version_base="1.3"):
@@ -125,8 +139,12 @@ def test_every_experiment_composes(name):
     assert node.hydra.sweeper.params.seed == "0,1,2"
 
 
-def test_every_key_of_a_group_file_has_a_comment_or_says_what_it_is():
-    for group in OURS[:-1]:
-        for file in (CONF / group).rglob("*.yaml"):
-            lines = file.read_text().splitlines()
-            assert lines[0].startswith("# "), f"{file}: the first line says what it is"
+def test_every_key_has_a_comment_and_every_file_says_what_it_is():
+    ours = [file for group in OURS[:-1] for file in (CONF / group).glob("*.yaml")]
+    for file in [CONF / "config.yaml", *ours]:
+        lines = file.read_text().partition("\nhydra:")[0].splitlines()
+        assert lines[0].startswith("# "), f"{file}: the first line says what it is"
+        keys = [line for line in lines if re.match(r"\s*[a-z]\w*: \S", line)]
+        for line in keys:
+            if not line.startswith("defaults:"):
+                assert "#" in line, f"{file}: {line.strip()}"

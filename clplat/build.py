@@ -133,6 +133,12 @@ def build_learner(
         refuse_for_templates(config)
         plugins = [*plugins, *observers]
         return AvalancheTemplate(template=strategy.template, plugins=plugins, **common), strategy
+    from_avalanche = type(strategy).__module__.startswith(("avalanche.training", "clplat.bridges"))
+    if from_avalanche and train["accumulate"] > 1:
+        raise InputError(
+            f"train.accumulate={train['accumulate']}: Avalanche's plugins may zero or rewrite the "
+            "gradients between batches; set train.accumulate=1, or choose a strategy of ours"
+        )
     learner = Learner(
         plugins=[strategy, *plugins, *observers],
         precision=config["precision"],

@@ -232,6 +232,9 @@ BAD = {
     "-m seed=glob(*)": "no run came of it",
     "strategy=avalanche/er_ace precision=bf16": "precision=bf16: this Avalanche strategy brings "
     "its own loop, which has no such setting; set precision=fp32",
+    "strategy=avalanche/agem train.accumulate=2": "train.accumulate=2: Avalanche's plugins may "
+    "zero or rewrite the gradients between batches; set train.accumulate=1",
+    "strategy=avalanche/lwf train.accumulate=2": "train.accumulate=2: Avalanche's plugins may zero",
     "strategy=avalanche/er_ace train.grad_clip=1": "train.grad_clip=1: this Avalanche strategy "
     "brings its own loop, which has no such setting; set train.grad_clip=null",
     "backbone.hidden=7": "refused its arguments",

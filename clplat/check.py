@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from clplat.digest import PLACES, SEEDS
 from clplat.errors import InputError
 from clplat.targets import check_names
 
@@ -13,8 +14,8 @@ LARGEST_SEED = 2**32 - 1  # what NumPy takes
 GROUPS = ("scenario", "backbone", "head", "strategy", "optimizer", "schedule")
 KEYS: dict[str, tuple[str, ...]] = {  # all that config.yaml has beside the groups
     "": (
-        *("seed", "seed_data", "seed_init", "seed_train", "device", "precision", "threads"),
-        *("compile", "out", "reference", "train", "eval", "data"),
+        *SEEDS,
+        *("device", "precision", "threads", "compile", *PLACES, "train", "eval", "data"),
     ),
     "train": ("epochs", "batch_size", "grad_clip", "accumulate"),
     "eval": ("batch_size", "every"),
@@ -92,7 +93,7 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
     _number(config, "scenario.experiences", 1, whole=True, optional=True)
     _number(config, "strategy.capacity", 1, whole=True)
     _number(config, "strategy.strength", 0)
-    for key in ("seed", "seed_data", "seed_init", "seed_train"):
+    for key in SEEDS:
         _number(config, key, 0, whole=True)
         if config[key] > LARGEST_SEED:
             raise InputError(f"{key}={config[key]}: expected at most {LARGEST_SEED}; choose less")

@@ -100,24 +100,25 @@ def run_command() -> None:
     begun: list[DictConfig] = []
     failures: list[Exception] = []
 
+    def failed(error: Exception) -> None:
+        failures.append(error)
+        if full_trace:
+            traceback.print_exc()
+
     def attempt(node: DictConfig) -> None:
         """A run that fails in a way that we can explain must not end a sweep."""
         begun.append(node)
         try:
             one_run(node)
         except EXPLAINED as error:
-            failures.append(error)
-            if full_trace:
-                traceback.print_exc()
+            failed(error)
 
     try:
         hydra.main(version_base="1.3", config_path="pkg://clplat.conf", config_name="config")(
             attempt
         )()
     except EXPLAINED as error:
-        failures.append(error)
-        if full_trace:
-            traceback.print_exc()
+        failed(error)
     if not begun and not failures and {"-m", "--multirun"} & set(sys.argv):
         swept = " ".join(a for a in sys.argv[1:] if not a.startswith("-"))
         failures.append(

@@ -9,6 +9,7 @@ from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
+from clplat.digest import PLACES, SEEDS
 from clplat.figures import close, matrix_figure
 from clplat.metrics import Matrix
 
@@ -26,7 +27,8 @@ FINAL = (
     "learning_accuracy",
 )
 NOT_HYPERPARAMETERS = (  # places, seeds, and what changes how a run runs but not what it is
-    *("out", "reference", "seed", "seed_data", "seed_init", "seed_train"),
+    *PLACES,
+    *SEEDS,
     *("device", "threads", "compile", "data", "eval"),
 )
 FIRST = ("scenario", "strategy", "strategy.strength", "strategy.capacity")

@@ -1,5 +1,6 @@
 """The run directory: what a run leaves behind, written so that a crash never leaves half a file."""
 
+import io
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from clplat.events import EventWriter
 from clplat.metrics import Matrix
 
 log = logging.getLogger("clplat")
+LOGGERS = ("clplat", "scenarios", "strategies")  # whose messages go to run.log
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -26,12 +28,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
-def save_matrix(path: Path, matrix: Matrix) -> None:
-    beside = path.with_name(path.name + ".tmp.npy")
-    np.save(beside, matrix, allow_pickle=False)
     os.replace(beside, path)
 
 
@@ -47,7 +43,7 @@ class Record:
         write_atomically(out / CONFIG, f"{DIGEST_LINE}{digest}\n{text}".encode())
         self._log = logging.FileHandler(out / "run.log")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        for name in ("clplat", "scenarios", "strategies"):
+        for name in LOGGERS:
             logging.getLogger(name).addHandler(self._log)
             logging.getLogger(name).setLevel(logging.INFO)
         self._lines = open(out / "metrics.jsonl", "w")  # noqa: SIM115 - closed by close()
@@ -88,7 +84,9 @@ class Record:
 
     def finish(self, result: dict[str, Any], matrix: Matrix) -> None:
         """The matrix, then result.json, whose presence says that the run is whole."""
-        save_matrix(self.out / MATRIX, matrix)
+        array = io.BytesIO()
+        np.save(array, matrix, allow_pickle=False)
+        write_atomically(self.out / MATRIX, array.getvalue())
         self._events.finish(result, matrix)
         self._log.flush()
         text = json.dumps(result, indent=2, allow_nan=False) + "\n"
@@ -97,6 +95,6 @@ class Record:
     def close(self) -> None:
         self._events.close()
         self._lines.close()
-        for name in ("clplat", "scenarios", "strategies"):
+        for name in LOGGERS:
             logging.getLogger(name).removeHandler(self._log)
         self._log.close()

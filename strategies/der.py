@@ -73,8 +73,8 @@ class DER(SupervisedPlugin):
         x, output = stored_inputs(strategy), strategy.mb_output.detach()
         if len(self.memory):
             columns = self.memory.columns
-            grown = output.shape[1] - columns[3].shape[1]
-            columns[3] = nn.functional.pad(columns[3], (0, grown), value=MASKED)
+            if grown := output.shape[1] - columns[3].shape[1]:
+                columns[3] = nn.functional.pad(columns[3], (0, grown), value=MASKED)
         self.memory.add(x, strategy.mb_y, strategy.mb_task_id, output)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""What the Triton kernels share: functions that run on the device, and how kernels are launched."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from clplat.ops.tier import state_dtype
+
+# Said for every launch, since the default differs between backends.
+OPTIONS = {"enable_fp_fusion": True}
+
+
+def accumulator(x: Tensor) -> tl.dtype:
+    """The dtype that a kernel computes in for inputs like `x`."""
+    return tl.float64 if state_dtype(x) in (torch.float64, torch.complex128) else tl.float32
+
+
+@triton.jit
+def sequence(cu_seqlens, T, n):
+    """First token and length of sequence n: a row of the batch, or a packed sequence."""
+    if cu_seqlens is None:
+        begin = n.to(tl.int64) * T
+        length = T
+    else:
+        begin = tl.load(cu_seqlens + n)
+        length = (tl.load(cu_seqlens + n + 1) - begin).to(tl.int32)
+    return begin, length
+
+
+@triton.jit
+def tanh(x):
+    """By the exponential, which the interpreter has too; no overflow at either end."""
+    return 2 * tl.sigmoid(2 * x) - 1

@@ -19,8 +19,10 @@ demo: $(READY)
 	$(BIN)/clplat experiment=demo
 	$(BIN)/python -m clplat.report runs/demo
 
+# Triton's kernels run in its interpreter, which a process is either for or not for.
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
+	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/ops
 
 check: $(READY)
 	$(BIN)/ruff check .

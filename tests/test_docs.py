@@ -2,10 +2,15 @@
 
 import json
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from torch.utils._pytree import tree_flatten
 
 from tests.command import Command
 
@@ -38,6 +43,44 @@ def example_of(document: str, strategy: str, folder: Path) -> str:
     commands = write_examples(ROOT / document, folder)
     (one,) = [c for c in commands if f"strategy={strategy}" in c]
     return one.removeprefix("clplat ")
+
+
+def test_the_documented_layer_runs_and_keeps_the_law(command, tmp_path, monkeypatch):
+    commands = write_examples(ROOT / "docs/guides/layers.md", tmp_path)
+    (example,) = [c.removeprefix("clplat ") for c in commands if "average" in c]
+    outcome = command(f"{example} out=runs/mine {QUICK}")
+    assert outcome.status == 0, outcome.err
+    assert json.loads(Path("runs/mine/result.json").read_text())["strategy"] == "finetune"
+    monkeypatch.syspath_prepend(str(tmp_path / "mylab"))
+    runpy.run_path(str(tmp_path / "mylab/check_average.py"))
+
+
+SIZES = {"D": 8, "H": 4, "P": 2, "N": 6, "E": 16, "n": 2, "F": 3, "W": 5, "T": 7}
+
+
+def state_rows() -> list[tuple[str, str]]:
+    """Each layer of the README's table, and the size of its state where that is a formula."""
+    rows = []
+    for line in (ROOT / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        formula = len(cells) == 4 and re.match(r"[\dDE]", cells[3])
+        if formula and cells[0].startswith("`"):
+            rows += [(name, cells[3]) for name in re.findall(r"`(\w+)`", cells[0])]
+    return rows
+
+
+@pytest.mark.parametrize(("name", "formula"), state_rows())
+def test_the_readme_says_how_large_a_state_is(name, formula):
+    keys = {"state": "N", "householder": "n", "hidden": "F", "window": "W"}
+    with initialize_config_module("clplat.conf", version_base="1.3"):
+        node = compose("config", overrides=[f"backbone={name}"]).backbone.layer
+    settings = {key: SIZES[symbol] for key, symbol in keys.items() if key in node}
+    layer = instantiate(node, **settings)(SIZES["D"])
+    _, state = layer(torch.randn(1, SIZES["T"], SIZES["D"]))
+    tensors = [x for x in tree_flatten(state)[0] if isinstance(x, torch.Tensor)]
+    count = sum(x.numel() * (2 if x.is_complex() else 1) for x in tensors)
+    product = re.sub(r"(?<=[\w)]) (?=[\w(])", "*", formula.removesuffix(", growing"))
+    assert count == eval(product, {}, SIZES)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`make bench`: the figures of the loop, of online replay, of growth and of start-up."""
+"""`make bench`: the figures of the loop, online replay, growth and start-up, and of the ops."""
 
 import argparse
 import subprocess
@@ -14,7 +14,8 @@ from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ClassBalancedBuffer
 from hydra.utils import get_class
 
-from clplat.bench.data import Pairs, split_floats
+from clplat.bench import ops
+from clplat.bench.data import split_floats
 from clplat.bench.loops import avalanche, bare, mlp, ours, stream
 from clplat.bench.timing import Figure, clock, in_turns, ratio
 from clplat.learner import Learner
@@ -23,11 +24,12 @@ from clplat.quiet import hush_avalanche
 LOOPS = [((784, 400, 400, 10), 128, 0.95, 2.0), ((784, 64, 64, 10), 32, 0.85, 3.0)]
 
 
-def loop(pairs: Pairs) -> Iterator[Figure]:
+def loop() -> Iterator[Figure]:
     """Our loop against a bare one and against stock Avalanche, one epoch on five experiences.
 
     How many times Avalanche's pace the bare loop reaches is printed too: no loop can do better.
     """
+    pairs = split_floats()
     train = stream(pairs)
     for widths, batch_size, of_bare, of_avalanche in LOOPS:
         contenders = {
@@ -43,9 +45,9 @@ def loop(pairs: Pairs) -> Iterator[Figure]:
         print(f"    (the bare loop: {ratio(seconds['avalanche'], seconds['bare']):.2f} times)")
 
 
-def online_replay(pairs: Pairs) -> Iterator[Figure]:
+def online_replay() -> Iterator[Figure]:
     """Experiences of 10 samples, memory 500 class-balanced, linear model, batch 10."""
-    small = [(x[:400].split(10), y[:400].split(10)) for x, y in pairs]
+    small = [(x[:400].split(10), y[:400].split(10)) for x, y in split_floats()]
     chunks = [pair for xs, ys in small for pair in zip(xs, ys, strict=True)]
     train = stream(chunks)
 
@@ -62,7 +64,7 @@ def online_replay(pairs: Pairs) -> Iterator[Figure]:
     yield Figure(name, sum(seconds["avalanche"]) / sum(seconds["ours"]), 10.0)
 
 
-def growth(pairs: Pairs) -> Iterator[Figure]:
+def growth() -> Iterator[Figure]:
     """Does an iteration cost more after 100 experiences than after a few?
 
     Learners that have seen 2, 34, 67 and 100 experiences are timed in turns on further ones; the
@@ -70,6 +72,7 @@ def growth(pairs: Pairs) -> Iterator[Figure]:
     mean.
     """
     size, batch_size = 640, 16
+    pairs = split_floats()
     chunks = [(x[k : k + size], y[k : k + size]) for x, y in pairs for k in range(0, 12000, size)]
     train = stream((chunks * 2)[:100])
     strategies = {
@@ -114,7 +117,7 @@ class Stopwatch(SupervisedPlugin):
         self._ticks = []
 
 
-def startup(pairs: Pairs) -> Iterator[Figure]:
+def startup() -> Iterator[Figure]:
     """The time to the first word, and what the top-level import pulls in."""
 
     def seconds(*command: str) -> float:
@@ -129,7 +132,9 @@ def startup(pairs: Pairs) -> Iterator[Figure]:
     yield Figure("import clplat: of torch and avalanche imported", pulled, 0, "", at_most=True)
 
 
-PARTS = {part.__name__: part for part in (loop, online_replay, growth, startup)}
+OF_LOOPS = (loop, online_replay, growth, startup)
+OF_OPS = (ops.scan, ops.memory, ops.recurrent, ops.chunked, ops.neural_memory_peak, ops.length)
+PARTS = {part.__name__: part for part in (*OF_LOOPS, *OF_OPS)}
 
 
 def main() -> None:
@@ -142,10 +147,9 @@ def main() -> None:
         parser.error(f"no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     hush_avalanche()
     torch.set_num_threads(options.threads)
-    pairs = split_floats()
     missed = 0
     for name in options.parts or PARTS:
-        for figure in PARTS[name](pairs):
+        for figure in PARTS[name]():
             print(figure, flush=True)
             missed += not figure.met
     print(f"{missed} figures missed" if missed else "all figures met")

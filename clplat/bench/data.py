@@ -1,5 +1,7 @@
 """Fashion-MNIST as floats, split by class, or random images of its shape where it is absent."""
 
+from functools import cache
+
 import torch
 from hydra.utils import get_method
 from torch import Tensor
@@ -9,6 +11,7 @@ from clplat.errors import InputError
 Pairs = list[tuple[Tensor, Tensor]]
 
 
+@cache
 def split_floats(experiences: int = 5) -> Pairs:
     """(x (N, 784) in 0..1, y (N,)) of each experience, two classes in each of five."""
     try:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clplat.ops.tier import state_dtype
+from clplat.ops.tier import INTERPRETED, state_dtype
 
 # Said for every launch, since the default differs between backends.
 OPTIONS = {"enable_fp_fusion": True}
@@ -14,6 +14,14 @@ OPTIONS = {"enable_fp_fusion": True}
 def accumulator(x: Tensor) -> tl.dtype:
     """The dtype that a kernel computes in for inputs like `x`."""
     return tl.float64 if state_dtype(x) in (torch.float64, torch.complex128) else tl.float32
+
+
+def operand(x: Tensor) -> tl.dtype:
+    """The dtype in which a kernel multiplies matrices for inputs like `x`: theirs.
+
+    The interpreter would take the bits of bfloat16 for integers, so there it is the accumulator's.
+    """
+    return accumulator(x) if INTERPRETED else getattr(tl, str(x.dtype).removeprefix("torch."))
 
 
 @triton.jit
@@ -31,4 +39,6 @@ def sequence(cu_seqlens, T, n):
 @triton.jit
 def tanh(x):
     """By the exponential, which the interpreter has too; no overflow at either end."""
-    return 2 * tl.sigmoid(2 * x) - 1
+    shrunk = tl.exp(-2 * tl.abs(x))
+    y = (1 - shrunk) / (1 + shrunk)
+    return tl.where(x < 0, -y, y)

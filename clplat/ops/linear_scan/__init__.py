@@ -5,7 +5,7 @@ from torch import Tensor
 
 from clplat.ops.checks import check_inputs
 from clplat.ops.packed import check_cu_seqlens
-from clplat.ops.tier import runs_triton, state_dtype
+from clplat.ops.tier import run_tier, state_dtype
 
 
 def linear_scan(
@@ -38,19 +38,11 @@ def linear_scan(
     return _forward(a.expand(x.shape), x, initial, reverse, cu_seqlens)
 
 
-def _tier(x: Tensor):
-    if runs_triton(x):
-        from clplat.ops.linear_scan import triton as tier
-    else:
-        from clplat.ops.linear_scan import cpu as tier
-    return tier
-
-
 @torch.library.custom_op("clplat::linear_scan", mutates_args=())
 def _forward(
     a: Tensor, x: Tensor, initial: Tensor, reverse: bool, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _tier(x).forward(a, x, initial, reverse, cu_seqlens)
+    return run_tier(__name__, "forward", x, a, x, initial, reverse, cu_seqlens)
 
 
 @torch.library.custom_op("clplat::linear_scan_backward", mutates_args=())
@@ -63,7 +55,8 @@ def _backward(
     reverse: bool,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _tier(h).backward(grad_h, grad_final, a, h, initial, reverse, cu_seqlens)
+    arguments = (grad_h, grad_final, a, h, initial, reverse, cu_seqlens)
+    return run_tier(__name__, "backward", h, *arguments)
 
 
 @_forward.register_fake

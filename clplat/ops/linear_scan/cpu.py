@@ -28,26 +28,27 @@ def scan(a: Tensor, x: Tensor, initial: Tensor, reverse: bool, out: Tensor) -> N
 
 def _scan_blocks(a: Tensor, x: Tensor, out: Tensor, initial: Tensor, reverse: bool) -> Tensor:
     """The scan of (B, blocks, size, D) into `out`; the last state."""
-    count, size = x.shape[1:3]
-    order, inside = list(range(count)), list(range(size))
-    if reverse:
-        order, inside = order[::-1], inside[::-1]
+    direction = -1 if reverse else 1
+    # The steps inside the blocks, (B, blocks, D) each; unbound at once, since an index costs more.
+    steps = list(zip(a.unbind(2), x.unbind(2), out.unbind(2), strict=True))[::direction]
 
     # What each block does to the state that enters it: state -> product * state + end.
-    product, end = a[:, :, inside[0]].clone(), x[:, :, inside[0]].clone()
-    for i in inside[1:]:
-        torch.addcmul(x[:, :, i], a[:, :, i], end, out=end)
-        product.mul_(a[:, :, i])
+    product, end = steps[0][0].clone(), steps[0][1].clone()
+    for a_i, x_i, _ in steps[1:]:
+        torch.addcmul(x_i, a_i, end, out=end)
+        product.mul_(a_i)
 
-    entering, carry = torch.empty_like(end), initial
-    for j in order:
-        entering[:, j] = carry
-        carry = torch.addcmul(end[:, j], product[:, j], carry)
+    entering = x.new_empty(x.shape[0], x.shape[1] + 1, x.shape[3])
+    states = entering.unbind(1)[::direction]
+    states[0].copy_(initial)
+    blocks = list(zip(product.unbind(1), end.unbind(1), strict=True))[::direction]
+    for (product_j, end_j), before, after in zip(blocks, states, states[1:], strict=False):
+        torch.addcmul(end_j, product_j, before, out=after)
 
-    h = entering
-    for i in inside:
-        h = torch.addcmul(x[:, :, i], a[:, :, i], h, out=out[:, :, i])
-    return carry
+    h = entering[:, 1:] if reverse else entering[:, :-1]
+    for a_i, x_i, out_i in steps:
+        h = torch.addcmul(x_i, a_i, h, out=out_i)
+    return states[-1]
 
 
 def forward(

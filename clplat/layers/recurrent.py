@@ -1,0 +1,110 @@
+"""Recurrent networks with a full recurrent matrix: nonlinear in time, so sequential."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from clplat.layers.layer import Layer, State, check_state, per_head
+from clplat.layers.norm import RMSNorm
+from clplat.ops.gated_rnn import gated_rnn
+
+
+def _recurrent(heads: int, gates: int, width: int) -> nn.Parameter:
+    """Weights (heads, gates, width, width), drawn as torch.nn.RNN draws its own."""
+    bound = 1 / math.sqrt(width)
+    return nn.Parameter(torch.empty(heads, gates, width, width).uniform_(-bound, bound))
+
+
+def _with_axis(layer: Layer, state: Tensor, batch: int) -> Tensor:
+    """The op's form of a state that is one vector: (B, width) -> (B, 1, width)."""
+    check_state(layer, state, batch, layer.width)
+    return state.unsqueeze(1)
+
+
+class LeakyRNN(Layer):
+    """Leaky units with a trainable time constant each (Khajehabdollahi et al. 2024).
+
+    h_t = (1 - 1/tau) h_{t-1} + 1/tau f(W x_t + R h_{t-1} + b), f tanh or relu, tau >= 1 drawn
+    from U(1, 2); y_t = h_t: of the paper's two forms the one with f inside the leaky sum.
+    Parameters: 2 width^2 + 2 width, and a token costs as many multiplications. State: h (B, width).
+    """
+
+    def __init__(self, width: int, activation: str = "tanh"):
+        super().__init__(width)
+        if activation not in ("tanh", "relu"):
+            raise ValueError(f"LeakyRNN: activation={activation!r}; expected tanh or relu")
+        self.activation = activation
+        self.input = nn.Linear(width, width)
+        self.recurrent = _recurrent(1, 1, width)
+        self.tau = nn.Parameter(torch.empty(width).uniform_(1, 2))
+
+    def mix(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        z = self.input(x).unsqueeze(2)
+        state = None if state is None else _with_axis(self, state, len(x))
+        leak = (1 / self.tau.clamp(min=1)).to(z)
+        y, state = gated_rnn(self.activation, z, self.recurrent.to(z), state, leak=leak)
+        return y, state[:, 0]
+
+
+class LSTM(Layer):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
+
+    i, f, o = sigmoid, g = tanh of (W x_t + R h_{t-1} + b); c_t = f c_{t-1} + i g;
+    y_t = h_t = o tanh(c_t). Parameters: 8 width^2 + 4 width, and a token costs as many
+    multiplications. State: h, c (B, 2, width).
+    """
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        self.input = nn.Linear(width, 4 * width)
+        self.recurrent = _recurrent(1, 4, width)
+
+    def mix(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        z = self.input(x).unflatten(2, (4, self.width))
+        return gated_rnn("lstm", z, self.recurrent.to(z), state)
+
+
+class GRU(Layer):
+    """Gated recurrent unit, with the reset after the product (Cho et al. 2014).
+
+    r, z = sigmoid(W x_t + R h_{t-1} + b); n = tanh(W_n x_t + b_n + r (R_n h_{t-1} + b_h));
+    y_t = h_t = (1 - z) n + z h_{t-1}. Parameters: 6 width^2 + 4 width, and a token costs as many
+    multiplications. State: h (B, width).
+    """
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        self.input = nn.Linear(width, 3 * width)
+        self.recurrent = _recurrent(1, 3, width)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def mix(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        z = self.input(x).unflatten(2, (3, self.width))
+        state = None if state is None else _with_axis(self, state, len(x))
+        y, state = gated_rnn("gru", z, self.recurrent.to(z), state, bias=self.bias.to(z))
+        return y, state[:, 0]
+
+
+class SLSTM(Layer):
+    """sLSTM of xLSTM: exponential input gate, normaliser, memory mixing by head (Beck et al. 2024).
+
+    c_t = f c_{t-1} + i tanh(z); n_t = f n_{t-1} + i; h_t = sigmoid(o) c_t / n_t with i = exp,
+    f = sigmoid of their gates W x_t + R h_{t-1} + b, held in range by the stabiliser m_t; y_t is
+    h_t, normalised by head. Parameters: 4 width^2 (1 + 1 / heads) + 4 width + width / heads, and
+    a token costs as many multiplications. State: h, c, n, m (B, 4, width).
+    """
+
+    def __init__(self, width: int, heads: int = 4):
+        super().__init__(width)
+        self.heads = heads
+        self.input = nn.Linear(width, 4 * width)
+        self.recurrent = _recurrent(heads, 4, per_head(width, heads))
+        self.norm = RMSNorm(width // heads)
+        with torch.no_grad():  # gates that forget slowly at first, at a different pace a channel
+            self.input.bias[width : 2 * width] = torch.linspace(3, 6, width)
+
+    def mix(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        z = self.input(x).unflatten(2, (4, self.width))
+        h, state = gated_rnn("slstm", z, self.recurrent.to(z), state)
+        return self.norm(h.unflatten(2, (self.heads, -1))).flatten(2), state

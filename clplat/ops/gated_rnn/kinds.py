@@ -1,0 +1,39 @@
+"""The sizes by which the kinds of recurrent network differ, and what each keeps of a forward pass.
+
+Kept a step, for the backward pass: as many `gates` as the kind has, and its `cells`.
+
+- tanh, relu: phi, where there is a leak; without, phi is h, which is kept anyway
+- lstm: i, f, g, o; c
+- gru: r, z, q = R_n h + bias; n
+- slstm: i', f', tanh(z), sigmoid(o); c, n, sigmoid(-f)
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Kind:
+    gates: int
+    states: int
+    cells: int
+
+
+KINDS = {
+    "tanh": Kind(gates=1, states=1, cells=0),
+    "relu": Kind(gates=1, states=1, cells=0),
+    "lstm": Kind(gates=4, states=2, cells=1),
+    "gru": Kind(gates=3, states=1, cells=1),
+    "slstm": Kind(gates=4, states=4, cells=3),
+}
+
+
+def empty_trace(kind: str, h: Tensor, weight: Tensor, per_unit: object) -> tuple[Tensor, Tensor]:
+    """Room for gates (T, heads, B, G, P) and cells (T, heads, B, cells, P), of h (B, T, H)."""
+    (batch, time, _), (heads, _, size, _) = h.shape, weight.shape
+    gates = 0 if kind in ("tanh", "relu") and per_unit is None else KINDS[kind].gates
+    return (
+        h.new_empty(time, heads, batch, gates, size),
+        h.new_empty(time, heads, batch, KINDS[kind].cells, size),
+    )

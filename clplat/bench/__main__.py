@@ -140,15 +140,17 @@ PARTS = {part.__name__: part for part in (*OF_LOOPS, *OF_OPS)}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m clplat.bench", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1, as clplat)")
+    threads_help = "of torch (default: 1 for the loop, as clplat; every core for the ops)"
+    parser.add_argument("--threads", type=int, help=threads_help)
     options = parser.parse_args()
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     hush_avalanche()
-    torch.set_num_threads(options.threads)
+    cores = torch.get_num_threads()
     missed = 0
     for name in options.parts or PARTS:
+        torch.set_num_threads(options.threads or (cores if PARTS[name] in OF_OPS else 1))
         for figure in PARTS[name]():
             print(figure, flush=True)
             missed += not figure.met

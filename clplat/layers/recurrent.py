@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from clplat.layers.layer import Layer, State, check_state, per_head
 from clplat.layers.norm import RMSNorm
 from clplat.ops.gated_rnn import gated_rnn
+from clplat.ops.tier import runs_triton, state_dtype
 
 
 def _recurrent(heads: int, gates: int, width: int) -> nn.Parameter:
@@ -61,8 +62,25 @@ class LSTM(Layer):
         self.recurrent = _recurrent(1, 4, width)
 
     def mix(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if state is not None:
+            check_state(self, state, len(x), 2, self.width)
+        if self._torch_is_faster(x):
+            return self._by_torch(x, state)
         z = self.input(x).unflatten(2, (4, self.width))
         return gated_rnn("lstm", z, self.recurrent.to(z), state)
+
+    def _torch_is_faster(self, x: Tensor) -> bool:
+        """On processors, where its matrix products are not open to us; it cannot be compiled."""
+        half = state_dtype(x) != x.dtype or torch.is_autocast_enabled(x.device.type)
+        return not (runs_triton(x) or half or torch.compiler.is_compiling())
+
+    def _by_torch(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        h, c = x.new_zeros(2, len(x), self.width) if state is None else state.unbind(1)
+        recurrent = self.recurrent[0].mT.flatten(0, 1)  # (4 width, width), as torch has it
+        weights = [self.input.weight, recurrent, self.input.bias, torch.zeros_like(self.input.bias)]
+        begin = (h[None].contiguous(), c[None].contiguous())
+        y, h, c = torch.lstm(x, begin, weights, True, 1, 0.0, self.training, False, True)
+        return y, torch.stack([h[0], c[0]], 1)
 
 
 class GRU(Layer):

@@ -7,7 +7,6 @@ matrices are read once and stay in shared memory. Layout: h (T, B, heads, P), gr
 """
 
 # The checker takes tl.range for a function that never returns, and a constexpr branch for a branch:
-# pyright: reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 
 import triton
 import triton.language as tl

@@ -1,8 +1,5 @@
 """The kernels of LSTM and sLSTM; see kernels.py."""
 
-# The checker takes tl.range for a function that never returns:
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 
@@ -93,10 +90,8 @@ def lstm_backward_kernel(
         tl.store(of_x + H, d_f, mask)
         tl.store(of_x + 2 * H, d_g, mask)
         tl.store(of_x + 3 * H, d_o, mask)
-        dh = product(d_i, r_i, PRECISION)
-        dh += product(d_f, r_f, PRECISION)
-        dh += product(d_g, r_g, PRECISION)
-        dh += product(d_o, r_o, PRECISION)
+        dh = product(d_i, r_i, PRECISION) + product(d_f, r_f, PRECISION)
+        dh += product(d_g, r_g, PRECISION) + product(d_o, r_o, PRECISION)
     tl.store(grad_initial + at_state, dh, mask)
     tl.store(grad_initial + H + at_state, dc, mask)
 
@@ -203,10 +198,8 @@ def slstm_backward_kernel(
         tl.store(of_x + H, d_f, mask)
         tl.store(of_x + 2 * H, d_z, mask)
         tl.store(of_x + 3 * H, d_o, mask)
-        dh = product(d_i, r_i, PRECISION)
-        dh += product(d_f, r_f, PRECISION)
-        dh += product(d_z, r_z, PRECISION)
-        dh += product(d_o, r_o, PRECISION)
+        dh = product(d_i, r_i, PRECISION) + product(d_f, r_f, PRECISION)
+        dh += product(d_z, r_z, PRECISION) + product(d_o, r_o, PRECISION)
     tl.store(grad_initial + at_state, dh, mask)
     tl.store(grad_initial + H + at_state, dc, mask)
     tl.store(grad_initial + 2 * H + at_state, dn, mask)

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from clplat.ops.device import OPTIONS, accumulator
+from clplat.ops.device import OPTIONS, accumulator, operand
 from clplat.ops.gated_rnn import cpu
 from clplat.ops.gated_rnn.kernels import (
     elman_backward_kernel,
@@ -26,7 +25,7 @@ from clplat.ops.gated_rnn.kernels_lstm import (
     slstm_forward_kernel,
 )
 from clplat.ops.gated_rnn.kinds import empty_trace
-from clplat.ops.tier import INTERPRETED, state_dtype
+from clplat.ops.tier import state_dtype
 
 ROWS = 16  # sequences a program: the least that a matrix instruction takes
 
@@ -96,7 +95,7 @@ def _launch(kernel: Any, kind: str, h: Tensor, weight: Tensor, **named: Any) -> 
         "TANH": kind == "tanh",
         "STATE": accumulator(h),
         # The interpreter takes bfloat16 for whole numbers.
-        "OPERAND": accumulator(h) if INTERPRETED else getattr(tl, str(h.dtype).split(".")[1]),
+        "OPERAND": operand(h),
         "PRECISION": "tf32x3" if h.dtype == torch.float32 and not torch.version.hip else "ieee",
         # Loading a step ahead takes shared memory too.
         "STAGES": 2 if resident_bytes(weight) < resident_limit() else 1,

@@ -4,8 +4,6 @@ First the queries' side, which needs no gradient of the weights; then the walk o
 reverse; then the keys' side. `ends` (chunks + 1, B H, 2, D, D) are the gradients of `starts`.
 """
 
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
-# pyright: reportPossiblyUnboundVariable=false
 import triton
 import triton.language as tl
 

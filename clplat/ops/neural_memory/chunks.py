@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from clplat.ops.linear_scan import linear_scan
+from clplat.ops.linear_scan import cpu, linear_scan
 from clplat.ops.neural_memory.rule import Plan
 
 
@@ -72,20 +72,23 @@ def _tables(
     return _Tables(rate, momentum, decay, valid, carried, _scan(decay, carried * valid, size))
 
 
-def _scan(decay: Tensor, x: Tensor, start: int) -> Tensor:
-    """Rows h_t = decay_t h_{t-1} + x_t, from the unit row of column `start`."""
+def _scan(decay: Tensor, x: Tensor, start: int | None, reverse: bool = False) -> Tensor:
+    """Rows h_t = decay_t h_{t-1} + x_t, from zeros, or the unit row of column `start`."""
     rows = x.flatten(0, 1)
     initial = rows.new_zeros(rows.shape[0], rows.shape[2])
-    initial[:, start] = 1
+    if start is not None:
+        initial[:, start] = 1
     gates = decay.flatten(0, 1)[..., None].expand_as(rows)
-    return linear_scan(gates, rows, initial)[0].view(x.shape)
+    if x.is_cuda:
+        h, _ = linear_scan(gates, rows, initial, reverse=reverse)
+    else:  # also where kernels are interpreted, since this one would take most of the tests' time
+        h, _ = cpu.forward(gates, rows, initial, reverse, None)
+    return h.view(x.shape)
 
 
 def _scan_backward(decay: Tensor, h: Tensor, grad: Tensor, start: int) -> tuple[Tensor, Tensor]:
     """Gradients of decay and x of `_scan`, from its result h and the gradient of it."""
-    rows = grad.flatten(0, 1)
-    after = pad(decay[..., 1:], (0, 1)).flatten(0, 1)[..., None].expand_as(rows)
-    grad_x = linear_scan(after, rows, reverse=True)[0].view(h.shape)
+    grad_x = _scan(pad(decay[..., 1:], (0, 1)), grad, None, reverse=True)
     grad_decay = torch.empty_like(decay)
     torch.linalg.vecdot(grad_x[..., 1:, :], h[..., :-1, :], out=grad_decay[..., 1:])
     grad_decay[..., 0] = grad_x[..., 0, start]

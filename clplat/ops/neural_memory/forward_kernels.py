@@ -12,8 +12,6 @@ anchors; else None, and the anchor is the A of its chunk's start, but for the fi
 initial state's.
 """
 
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
-# pyright: reportPossiblyUnboundVariable=false
 import triton
 import triton.language as tl
 

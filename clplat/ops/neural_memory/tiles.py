@@ -1,7 +1,5 @@
 """What the kernels of a linear memory do with tiles: products, losses, retentions and tokens."""
 
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
-# pyright: reportPossiblyUnboundVariable=false
 import triton
 import triton.language as tl
 

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from clplat.ops.device import OPTIONS, accumulator
+from clplat.ops.device import OPTIONS, accumulator, operand
 from clplat.ops.neural_memory import cpu
 from clplat.ops.neural_memory.backward_kernels import (
     keys_backward_kernel,
@@ -55,12 +54,10 @@ def _launch(
     *strides: int,
     **settings: Any,
 ) -> None:
-    state = accumulator(like)
-    kinds = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
     _, time, heads, width = like.shape
     kernel[programs](
         *tensors, time, heads, width, layout.number, layout.front, layout.chunk, *strides,
-        **settings, KIND=kinds.get(like.dtype, state), STATE=state,
+        **settings, KIND=operand(like), STATE=accumulator(like),
         PRECISION=FLOAT32 if like.dtype == torch.float32 else "ieee",
         P=max(64 if like.dtype == torch.float32 else 16, triton.next_power_of_2(layout.chunk)),
         BLOCK=max(16, triton.next_power_of_2(width)), COLUMNS=COLUMNS,

@@ -9,6 +9,7 @@ from clplat.layers.memory import Gates, TitansMemory, initial_weights
 from clplat.layers.norm import RMSNorm, unit
 from clplat.layers.rotary import rotate
 from clplat.ops.neural_memory import neural_memory
+from clplat.ops.neural_memory.inner import answer
 
 
 class TitansLayer(Layer):
@@ -113,8 +114,7 @@ class TitansContext(Layer):
         """What the memory of the segment's start answers."""
         q = unit(self.recall(x).unflatten(2, (self.heads, -1)))
         first, second = self.weights if learned is None else learned[2]
-        hidden = nn.functional.gelu(q.transpose(1, 2) @ first.to(q), approximate="tanh")
-        return (hidden @ second.to(q)).transpose(1, 2).flatten(2)
+        return answer(q.transpose(1, 2), [first.to(q), second.to(q)]).transpose(1, 2).flatten(2)
 
     def _attend(self, x: Tensor, recalled: Tensor, cache: State) -> tuple[Tensor, State]:
         q, *pair = self.input(x).unflatten(2, (3, self.heads, -1)).unbind(2)

@@ -7,7 +7,11 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_inputs(
-    op: str, wide: tuple[str, ...] = (), /, **inputs: tuple[Tensor | None, str]
+    op: str,
+    wide: tuple[str, ...] = (),
+    complex_too: bool = False,
+    /,
+    **inputs: tuple[Tensor | None, str],
 ) -> dict[str, int]:
     """The sizes that the inputs' axes agree on, such as {"B": 2, "T": 64, "D": 128}.
 
@@ -16,11 +20,14 @@ def check_inputs(
     states) may be float32 where it is half precision.
 
     Raises: ValueError for an axis too few or too many, of no length or of another length than the
-    same axis before; TypeError for another dtype or device, or a dtype that is not floating.
+    same axis before; TypeError for another dtype or device, for one that is not
+    floating, and for a complex one without `complex_too`.
     """
     sizes: dict[str, int] = {}
     first, lead = next((name, x) for name, (x, _) in inputs.items() if x is not None)
-    if not (lead.dtype in FLOATS or lead.dtype.is_complex):
+    if lead.dtype.is_complex and not complex_too:
+        raise TypeError(f"{op}: {first} is {lead.dtype}; expected a real floating dtype")
+    if lead.dtype not in FLOATS and not lead.dtype.is_complex:
         raise TypeError(f"{op}: {first} is {lead.dtype}; expected a floating dtype")
     for name, (x, axes) in inputs.items():
         if x is not None:

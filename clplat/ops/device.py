@@ -24,6 +24,13 @@ def operand(x: Tensor) -> tl.dtype:
     return accumulator(x) if INTERPRETED else getattr(tl, str(x.dtype).removeprefix("torch."))
 
 
+def float32_precision() -> str:
+    """How a kernel multiplies float32 matrices: three products of tf32 make one, where the matrix
+    units do not take float32 whole, as AMD's do.
+    """
+    return "ieee" if torch.version.hip else "tf32x3"
+
+
 @triton.jit
 def sequence(cu_seqlens, T, n):
     """First token and length of sequence n: a row of the batch, or a packed sequence."""

@@ -6,19 +6,27 @@ import torch
 from torch import Tensor
 
 
-def check_cu_seqlens(op: str, cu_seqlens: Tensor, sizes: dict[str, int]) -> None:
-    """Its rank, dtype and count, and a batch of 1; values are looked at by `lengths`."""
+def count_sequences(op: str, x: Tensor, initial: Tensor | None, cu_seqlens: Tensor | None) -> int:
+    """The rows of a state: the batch, or as many sequences as are packed in it.
+
+    Raises ValueError for a cu_seqlens of another rank or dtype, a packed batch that is not 1, and
+    an initial state of another count of rows. The values are looked at by `lengths`.
+    """
+    if cu_seqlens is None:
+        return len(x)
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype != torch.int64:
         raise ValueError(
             f"{op}: cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}; "
             "expected (N + 1,) int64: where each sequence begins, then the count of tokens"
         )
-    if sizes["B"] != 1:
-        raise ValueError(f"{op}: packed sequences come in a batch of 1; got one of {sizes['B']}")
-    if sizes.get("N", len(cu_seqlens) - 1) != len(cu_seqlens) - 1:
+    count = len(cu_seqlens) - 1
+    if len(x) != 1:
+        raise ValueError(f"{op}: packed sequences come in a batch of 1; got one of {len(x)}")
+    if initial is not None and len(initial) != count:
         raise ValueError(
-            f"{op}: initial has {sizes['N']} rows; cu_seqlens names {len(cu_seqlens) - 1} sequences"
+            f"{op}: initial has {len(initial)} rows; cu_seqlens names {count} sequences"
         )
+    return count
 
 
 def lengths(cu_seqlens: Tensor, total: int) -> list[int]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "gfx942": 512}  # a thread's at most
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 TYPES = {
     torch.float16: "fp16",
@@ -80,6 +82,11 @@ def launches(call: Callable[[], Any]) -> list[Launch]:
     return seen
 
 
+def built_for(target: str) -> AbstractContextManager:
+    """PyTorch says that it was built for the target, so that tiers launch what they would there."""
+    return mock.patch.object(torch.version, "hip", "7" if target == "gfx942" else None)
+
+
 def compile_launch(launch: Launch, target: str) -> Compiled:
     """Specialised as Triton would at run time: on None, on 1, and on multiples of 16."""
     signature, constants, attributes = {}, {}, {}
@@ -135,14 +142,16 @@ def assert_compiles(
     calls: list[Callable[[], Any]],
     tier: ModuleType,
     target: str,
-    registers: int = 255,
+    registers: int | None = None,
     matrices: tuple[str, ...] = (),
 ) -> None:
     """Every kernel of the tier is launched by `calls`, compiles for the target, fits its shared
-    memory, keeps to a budget of registers and spills none; those in `matrices` multiply by the
-    matrix units.
+    memory, keeps to a budget of registers (None: what a thread can have) and spills none; those in
+    `matrices` multiply by the matrix units.
     """
-    found = [launch for call in calls for launch in launches(call)]
+    with built_for(target):
+        found = [launch for call in calls for launch in launches(call)]
+    registers = registers or REGISTERS[target]
     assert {launch.name for launch in found} == kernels(tier)
     for launch in found:
         built = compile_launch(launch, target)

@@ -9,6 +9,21 @@ from torch import Tensor
 Inputs = dict[str, Any]
 
 
+def _is_number(value: Any) -> bool:
+    """A tensor that gradients may flow to, real or complex."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """Floating tensors in `dtype`, complex ones in its complex kind; all else as it is."""
+    return {
+        name: value.to(dtype.to_complex() if value.is_complex() else dtype)
+        if _is_number(value)
+        else value
+        for name, value in inputs.items()
+    }
+
+
 def results(
     function: Callable[..., Any], inputs: Inputs, dtype: torch.dtype, device: str = "cpu"
 ) -> dict[str, Tensor]:
@@ -18,13 +33,12 @@ def results(
     every output, final states included.
     """
 
-    def convert(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
-            return value.to(device) if isinstance(value, Tensor) else value
-        kind = dtype.to_complex() if value.is_complex() else dtype
-        return value.detach().to(device, kind).requires_grad_()
-
-    inputs = {name: convert(value) for name, value in inputs.items()}
+    inputs = {
+        name: value.detach().to(device).requires_grad_(_is_number(value))
+        if isinstance(value, Tensor)
+        else value
+        for name, value in converted(inputs, dtype).items()
+    }
     leaves = {n: v for n, v in inputs.items() if isinstance(v, Tensor) and v.requires_grad}
     outputs = _flat(function(**inputs))
     generator = torch.Generator().manual_seed(1)
@@ -37,10 +51,8 @@ def results(
     found = {f"output {k}": output for k, output in enumerate(outputs)}
     for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
         found[f"gradient of {name}"] = torch.zeros_like(leaf) if gradient is None else gradient
-    return {
-        name: value.detach().cpu().to(torch.complex128 if value.is_complex() else torch.float64)
-        for name, value in found.items()
-    }
+    found = {name: value.detach().cpu() for name, value in found.items()}
+    return converted(found, torch.float64)
 
 
 def _flat(outputs: Any) -> list[Tensor]:
@@ -59,18 +71,8 @@ def assert_matches(
     """The op's error against the float64 reference is at most twice that of the reference at
     `dtype`, plus a small absolute term (two roundings of the largest value).
     """
-    rounded = {
-        name: value.to(dtype.to_complex() if value.is_complex() else dtype)
-        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-        else value
-        for name, value in inputs.items()
-    }
-    wide = {
-        name: value.to(torch.complex128 if value.is_complex() else torch.float64)
-        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-        else value
-        for name, value in rounded.items()
-    }
+    rounded = converted(inputs, dtype)
+    wide = converted(rounded, torch.float64)
     exact = results(reference, wide, torch.float64)
     eager = results(reference, rounded, dtype)
     ours = results(op, rounded, dtype, device)

@@ -1,6 +1,6 @@
 """The kernels of gated_rnn compile for every target, at the widest heads they are launched for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from clplat.ops.gated_rnn import triton as tier
 from clplat.ops.gated_rnn.kinds import KINDS, empty_trace
-from tests.ops.ahead_of_time import TARGETS, assert_compiles, kernels
+from tests.ops.ahead_of_time import TARGETS, assert_compiles, built_for, kernels
 
 # A thread's registers: AMD's cards keep the matrices there too, in a file twice as large.
 REGISTERS = {"sm_80": 240, "sm_90": 240, "sm_100": 240, "gfx942": 384}
 
 
 @pytest.fixture(params=TARGETS)
-def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The launches are those that a build of PyTorch for the target would make."""
-    monkeypatch.setattr(torch.version, "hip", "7" if request.param == "gfx942" else None)
-    return request.param
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What the kernels hold is asked of a build of PyTorch for the target."""
+    with built_for(request.param):
+        yield request.param
 
 
 def widest(gates: int, dtype: torch.dtype) -> int:

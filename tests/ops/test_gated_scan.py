@@ -218,7 +218,9 @@ def test_mixed_and_complex_dtypes_and_devices_are_told() -> None:
     with pytest.raises(TypeError, match=r"gate is torch.float64; expected torch.float32, as value"):
         bad(gate=torch.rand(2, 4, 5, dtype=torch.float64))
     x = torch.rand(2, 4, 5, dtype=torch.complex64)
-    with pytest.raises(TypeError, match=r"value is torch.complex64; expected a real dtype"):
+    with pytest.raises(
+        TypeError, match=r"value is torch.complex64; expected a real floating dtype"
+    ):
         bad(gate=x, value=x, initial=None)
     with pytest.raises(TypeError, match=r"gate is on meta, but value is on cpu"):
         bad(gate=torch.rand(2, 4, 5, device="meta"))

@@ -201,7 +201,7 @@ def test_mixed_and_complex_dtypes_and_devices_are_told() -> None:
     ):
         bad(recurrent=torch.rand(5, dtype=torch.float64))
     x, w = torch.rand(2, 4, 5, dtype=torch.complex64), torch.rand(5, dtype=torch.complex64)
-    with pytest.raises(TypeError, match=r"x is torch.complex64; expected a real dtype"):
+    with pytest.raises(TypeError, match=r"x is torch.complex64; expected a real floating dtype"):
         bad(x=x, recurrent=w, initial=None)
     with pytest.raises(TypeError, match=r"recurrent is on meta, but x is on cpu"):
         bad(recurrent=torch.rand(5, device="meta"))

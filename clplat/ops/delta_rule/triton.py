@@ -21,7 +21,7 @@ from clplat.ops.delta_rule.kernels import (
     gradient_kernel,
     reverse_kernel,
 )
-from clplat.ops.device import OPTIONS, accumulator, operand
+from clplat.ops.device import OPTIONS, accumulator, float32_precision, operand
 from clplat.ops.packed import lengths
 from clplat.ops.tier import state_dtype
 
@@ -54,8 +54,7 @@ def _plan(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Plan:
         "PART": min(part, _block(keys)),
         "STATE": state,
         "OPERAND": operand(q),
-        # Three products of tf32 make one of float32, except on AMD, which has it whole.
-        "PRECISION": "ieee" if torch.version.hip else "tf32x3",
+        "PRECISION": float32_precision(),
         "num_warps": 4,
         "num_stages": stages,
         **OPTIONS,

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from clplat.ops.device import OPTIONS, accumulator, operand
+from clplat.ops.device import OPTIONS, accumulator, float32_precision, operand
 from clplat.ops.gated_rnn import cpu
 from clplat.ops.gated_rnn.kernels import (
     elman_backward_kernel,
@@ -94,9 +94,8 @@ def _launch(kernel: Any, kind: str, h: Tensor, weight: Tensor, **named: Any) -> 
     named |= {
         "TANH": kind == "tanh",
         "STATE": accumulator(h),
-        # The interpreter takes bfloat16 for whole numbers.
         "OPERAND": operand(h),
-        "PRECISION": "tf32x3" if h.dtype == torch.float32 and not torch.version.hip else "ieee",
+        "PRECISION": float32_precision() if h.dtype == torch.float32 else "ieee",
         # Loading a step ahead takes shared memory too.
         "STAGES": 2 if resident_bytes(weight) < resident_limit() else 1,
         "SIZE": size,

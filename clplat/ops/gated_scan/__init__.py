@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clplat.ops.checks import check_inputs
-from clplat.ops.packed import check_cu_seqlens
+from clplat.ops.packed import count_sequences
 from clplat.ops.tier import run_tier, state_dtype
 
 # The input that a kind has beside gate and value.
@@ -46,12 +46,7 @@ def gated_scan(
         lower_bound=(lower_bound, "D"),
         initial=(initial, states),
     )
-    if value.is_complex():
-        raise TypeError(f"gated_scan: value is {value.dtype}; expected a real dtype")
-    rows = sizes["B"]
-    if cu_seqlens is not None:
-        check_cu_seqlens("gated_scan", cu_seqlens, sizes)
-        rows = len(cu_seqlens) - 1
+    rows = count_sequences("gated_scan", value, initial, cu_seqlens)
     if initial is None:
         initial = value.new_zeros(rows, sizes["D"], dtype=state_dtype(value))
     return _forward(kind, gate, value, extra, initial, cu_seqlens)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clplat.ops.checks import check_inputs
-from clplat.ops.packed import check_cu_seqlens
+from clplat.ops.packed import count_sequences
 from clplat.ops.tier import run_tier, state_dtype
 
 
@@ -27,12 +27,14 @@ def linear_scan(
     states = "B D" if cu_seqlens is None else "N D"
     axes = "D" if a.ndim == 1 else "B T D"
     sizes = check_inputs(
-        "linear_scan", ("a", "initial"), x=(x, "B T D"), a=(a, axes), initial=(initial, states)
+        "linear_scan",
+        ("a", "initial"),
+        True,
+        x=(x, "B T D"),
+        a=(a, axes),
+        initial=(initial, states),
     )
-    rows = sizes["B"]
-    if cu_seqlens is not None:
-        check_cu_seqlens("linear_scan", cu_seqlens, sizes)
-        rows = len(cu_seqlens) - 1
+    rows = count_sequences("linear_scan", x, initial, cu_seqlens)
     if initial is None:
         initial = x.new_zeros(rows, sizes["D"], dtype=state_dtype(x))
     return _forward(a.expand(x.shape), x, initial, reverse, cu_seqlens)

@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from clplat.ops.device import OPTIONS, accumulator, operand
+from clplat.ops.device import OPTIONS, accumulator, float32_precision, operand
 from clplat.ops.neural_memory import cpu
 from clplat.ops.neural_memory.backward_kernels import (
     keys_backward_kernel,
@@ -26,7 +26,6 @@ from clplat.ops.tier import state_dtype
 
 WIDEST = 64
 COLUMNS = 16  # of the weights, at a time; more of them spill in float32
-FLOAT32 = "ieee" if torch.version.hip else "tf32x3"  # AMD's matrix units take float32 as it is
 
 
 @functools.cache
@@ -58,7 +57,7 @@ def _launch(
     kernel[programs](
         *tensors, time, heads, width, layout.number, layout.front, layout.chunk, *strides,
         **settings, KIND=operand(like), STATE=accumulator(like),
-        PRECISION=FLOAT32 if like.dtype == torch.float32 else "ieee",
+        PRECISION=float32_precision() if like.dtype == torch.float32 else "ieee",
         P=max(64 if like.dtype == torch.float32 else 16, triton.next_power_of_2(layout.chunk)),
         BLOCK=max(16, triton.next_power_of_2(width)), COLUMNS=COLUMNS,
         num_warps=4, num_stages=1, **OPTIONS,

@@ -45,8 +45,6 @@ def newton_scan(
         recurrent=(recurrent, of_recurrent),
         initial=(initial, "B D"),
     )
-    if x.is_complex():
-        raise TypeError(f"newton_scan: x is {x.dtype}; expected a real dtype")
     if initial is None:
         initial = x.new_zeros(sizes["B"], sizes["D"], dtype=state_dtype(x))
     if tolerance is None:

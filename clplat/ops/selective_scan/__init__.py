@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clplat.ops.checks import check_inputs
-from clplat.ops.packed import check_cu_seqlens
+from clplat.ops.packed import count_sequences
 from clplat.ops.selective_scan.chunks import count_rows
 from clplat.ops.tier import run_tier, state_dtype
 
@@ -42,12 +42,7 @@ def selective_scan(
         D=(D, "E"),
         initial=(initial, states),
     )
-    rows = sizes["B"]
-    if cu_seqlens is not None:
-        # The check's N counts sequences; here N is the width of the state.
-        named = {} if initial is None else {"N": sizes["sequences"]}
-        check_cu_seqlens("selective_scan", cu_seqlens, {"B": sizes["B"], **named})
-        rows = len(cu_seqlens) - 1
+    rows = count_sequences("selective_scan", x, initial, cu_seqlens)
     if D is None:
         D = A.new_zeros(sizes["E"])
     if initial is None:

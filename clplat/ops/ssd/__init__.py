@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clplat.ops.checks import check_inputs
-from clplat.ops.packed import check_cu_seqlens
+from clplat.ops.packed import count_sequences
 from clplat.ops.ssd.mlstm import mlstm
 from clplat.ops.tier import run_tier, state_dtype
 
@@ -37,12 +37,7 @@ def ssd(
         log_decay=(log_decay, "B T H"),
         initial=(initial, "B H K V" if cu_seqlens is None else "N H K V"),
     )
-    if q.is_complex():
-        raise TypeError(f"ssd: q is {q.dtype}; expected a real floating dtype")
-    rows = sizes["B"]
-    if cu_seqlens is not None:
-        check_cu_seqlens("ssd", cu_seqlens, sizes)
-        rows = len(cu_seqlens) - 1
+    rows = count_sequences("ssd", q, initial, cu_seqlens)
     if initial is None:
         shape = rows, sizes["H"], sizes["K"], sizes["V"]
         initial = q.new_zeros(shape, dtype=state_dtype(q))

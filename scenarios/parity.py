@@ -8,15 +8,20 @@ from clplat.prepare import Prepare
 from clplat.scenario import Scenario
 from scenarios.streams import make_scenario
 
+PAD = 2  # the token before a string
+# Tokens before the longest string: on fewer, a network that starts from h = 0 is not yet at rest
+# where all the shorter strings find it, and may count from odd what they count from even.
+REST = 8
+
 
 def bit_strings(lengths: Tensor, total: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows of `total` bits; the last lengths[i] of row i are fair coins, the others 0.
+    """Rows of `total` tokens; the last lengths[i] of row i are fair coins, those before are PAD.
 
-    Bits (count, total) as floats 0 and 1, and the parity of each row's sum.
+    Tokens (count, total) as floats, and the parity of each row's coins.
     """
     bits = torch.randint(2, (len(lengths), total), generator=generator)
-    bits *= torch.arange(total) >= total - lengths[:, None]
-    return bits.float(), bits.sum(1) % 2
+    drawn = torch.arange(total) >= total - lengths[:, None]
+    return bits.where(drawn, PAD).float(), (bits * drawn).sum(1) % 2
 
 
 def parity(
@@ -26,7 +31,8 @@ def parity(
     task_labels: bool = False,
     seed: int = 0,
 ) -> Scenario:
-    """Experience k asks for the parity of 2^(k + 1) bits, in strings as long as the last's.
+    """Experience k asks for the parity of 2^(k + 1) bits, tokens 0 and 1 with as many 2 before them
+    as make all strings equally long.
 
     Training strings have 1 to 2^(k + 1) random bits, test strings 2^(k + 1). The last of six
     experiences is parity of length 64; a linear recurrence with positive eigenvalues cannot follow
@@ -41,10 +47,10 @@ def parity(
         if value < 1:
             raise InputError(f"scenario.{key}={value}: expected at least 1; raise it")
     generator = torch.Generator().manual_seed(seed)
-    longest = [2 ** (k + 1) for k in range(experiences)]
+    total = 2**experiences + REST
     train, test = [], []
-    for length in longest:
+    for length in (2 ** (k + 1) for k in range(experiences)):
         lengths = torch.randint(1, length + 1, (samples,), generator=generator)
-        train.append(bit_strings(lengths, longest[-1], generator))
-        test.append(bit_strings(torch.full((test_samples,), length), longest[-1], generator))
+        train.append(bit_strings(lengths, total, generator))
+        test.append(bit_strings(torch.full((test_samples,), length), total, generator))
     return make_scenario(train, test, 2, task_labels, Prepare())

@@ -10,6 +10,7 @@ from clplat.layers.convolution import ShortConvolution
 from clplat.layers.layer import Layer, State, per_head
 from clplat.layers.norm import RMSNorm, unit
 from clplat.ops.neural_memory import neural_memory
+from clplat.ops.neural_memory.rule import check_settings
 from clplat.ops.tier import widened
 
 
@@ -71,6 +72,7 @@ class _Memory(Layer):
         super().__init__(width)
         per = per_head(width, heads)
         self.heads = heads
+        check_settings(loss, loss_parameter, retention, retention_parameter, chunk)
         self.memory = partial(
             neural_memory,
             loss=loss,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from clplat.layers.layer import Layer, State, check_state, per_head
 from clplat.layers.norm import RMSNorm
 from clplat.ops.gated_rnn import gated_rnn
+from clplat.ops.gated_rnn.kinds import ELMAN
 from clplat.ops.tier import runs_triton, state_dtype
 
 
@@ -26,25 +27,35 @@ def _with_axis(layer: Layer, state: Tensor, batch: int) -> Tensor:
 class LeakyRNN(Layer):
     """Leaky units with a trainable time constant each (Khajehabdollahi et al. 2024).
 
-    h_t = (1 - 1/tau) h_{t-1} + 1/tau f(W x_t + R h_{t-1} + b), f tanh or relu, tau >= 1 drawn
-    from U(1, 2); y_t = h_t: of the paper's two forms the one with f inside the leaky sum.
-    Parameters: 2 width^2 + 2 width, and a token costs as many multiplications. State: h (B, width).
+    Of the paper's two forms, with z_t = W x_t + R h_{t-1} + b, y_t = h_t, tau >= 1 from U(1, 2):
+    - activates="input": h_t = (1 - 1/tau) h_{t-1} + 1/tau f(z_t)
+    - activates="sum": h_t = f((1 - 1/tau) h_{t-1} + 1/tau z_t), with f=leaky_relu its main one
+    f is tanh, relu or leaky_relu. Our reading: R starts orthogonal, h at 0, and R keeps its
+    diagonal. Parameters: 2 width^2 + 2 width, and a token costs as many multiplications.
+    State: h (B, width).
     """
 
-    def __init__(self, width: int, activation: str = "tanh"):
+    def __init__(self, width: int, activation: str = "tanh", activates: str = "input"):
         super().__init__(width)
-        if activation not in ("tanh", "relu"):
-            raise ValueError(f"LeakyRNN: activation={activation!r}; expected tanh or relu")
-        self.activation = activation
+        if activation not in ELMAN:
+            raise ValueError(
+                f"LeakyRNN: activation={activation!r}; expected one of {', '.join(ELMAN)}"
+            )
+        if activates not in ("input", "sum"):
+            raise ValueError(f"LeakyRNN: activates={activates!r}; expected input or sum")
+        self.activation, self.activates = activation, activates
         self.input = nn.Linear(width, width)
         self.recurrent = _recurrent(1, 1, width)
+        nn.init.orthogonal_(self.recurrent[0, 0])
         self.tau = nn.Parameter(torch.empty(width).uniform_(1, 2))
 
     def mix(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         z = self.input(x).unsqueeze(2)
         state = None if state is None else _with_axis(self, state, len(x))
-        leak = (1 / self.tau.clamp(min=1)).to(z)
-        y, state = gated_rnn(self.activation, z, self.recurrent.to(z), state, leak=leak)
+        leak, recurrent = (1 / self.tau.clamp(min=1)).to(z), self.recurrent.to(z)
+        if self.activates == "sum":  # an Elman network whose units are also joined to themselves
+            z, recurrent, leak = leak * z, leak * recurrent + torch.diag(1 - leak), None
+        y, state = gated_rnn(self.activation, z, recurrent, state, leak=leak)
         return y, state[:, 0]
 
 

@@ -10,6 +10,7 @@ from clplat.layers.norm import RMSNorm, unit
 from clplat.layers.rotary import rotate
 from clplat.ops.neural_memory import neural_memory
 from clplat.ops.neural_memory.inner import answer
+from clplat.ops.neural_memory.rule import LONGEST_CHUNK
 
 
 class TitansLayer(Layer):
@@ -78,6 +79,8 @@ class TitansContext(Layer):
     ):
         super().__init__(width)
         per = per_head(width, heads)
+        if not 1 <= segment <= LONGEST_CHUNK:
+            raise ValueError(f"TitansContext: segment={segment}; expected 1 to {LONGEST_CHUNK}")
         self.heads, self.segment = heads, segment
         self.recall = nn.Linear(width, width, bias=False)
         self.input = nn.Linear(width, 3 * width, bias=False)

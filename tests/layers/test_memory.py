@@ -201,9 +201,10 @@ def test_a_chunks_steps_sum_to_one_at_first_and_to_two_at_most(chunk):
 def test_bad_arguments_are_named(kind):
     with pytest.raises(ValueError, match="heads=3 do not divide the width 8; choose a divisor"):
         kind(8, 3)
-    x = torch.zeros(1, 2, 8)
     with pytest.raises(ValueError, match="chunk is 65; expected 1 to 64"):
-        kind(8, 2, 65)(x)
+        kind(8, 2, 65)
+    with pytest.raises(ValueError, match="chunk is 0; expected 1 to 64"):
+        kind(8, 2, 0)
     _, state = kind(8, 2, 16)(sequence(time=6).float())
     with pytest.raises(ValueError, match="at position 6 of a chunk of 4; go on with the chunk"):
         kind(8, 2, 4)(sequence().float(), state)
@@ -219,4 +220,4 @@ def test_bad_arguments_are_named(kind):
 )
 def test_bad_powers_are_named(make, text):
     with pytest.raises(ValueError, match=text):
-        make()(torch.zeros(1, 2, 8))
+        make()

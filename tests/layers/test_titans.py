@@ -163,5 +163,8 @@ def test_is_as_every_layer_is(name, check):
 def test_bad_arguments_are_named(kind):
     with pytest.raises(ValueError, match="heads=3 do not divide the width 8; choose a divisor"):
         kind(8, 3)
-    with pytest.raises(ValueError, match="chunk is 65; expected 1 to 64"):
-        kind(8, 2, **{"segment" if kind is TitansContext else "chunk": 65})(torch.zeros(1, 2, 8))
+    context = kind is TitansContext
+    with pytest.raises(
+        ValueError, match="segment=0; expected 1 to 64" if context else "chunk is 0; expected 1"
+    ):
+        kind(8, 2, **{"segment" if context else "chunk": 0})

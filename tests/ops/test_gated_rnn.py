@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from clplat.ops.gated_rnn import _backward, _forward, gated_rnn
-from clplat.ops.gated_rnn.kinds import KINDS
+from clplat.ops.gated_rnn.kinds import ELMAN, KINDS
 from clplat.ops.gated_rnn.reference import gated_rnn as reference
 from clplat.ops.tier import runs_triton
 from tests.ops.compare import assert_matches
 
 LENGTHS = [1, 7, 63, 65]
-PER_UNIT = {"tanh": "leak", "relu": "leak", "gru": "bias"}
+PER_UNIT = {**dict.fromkeys(ELMAN, "leak"), "gru": "bias"}
 
 
 def make(
@@ -240,7 +240,7 @@ def bad(kind: str = "gru", **changes: Any) -> Any:
 
 def test_unknown_kinds_are_told() -> None:
     with pytest.raises(
-        ValueError, match=r"kind is 'rnn'; expected one of tanh, relu, lstm, gru, slstm"
+        ValueError, match=r"kind is 'rnn'; expected one of tanh, relu, leaky_relu, lstm, gru, slstm"
     ):
         gated_rnn("rnn", torch.rand(2, 4, 1, 6), torch.rand(2, 1, 3, 3))
 
@@ -248,7 +248,7 @@ def test_unknown_kinds_are_told() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_leak_and_bias_where_there_are_none_are_told(kind: str) -> None:
     if PER_UNIT.get(kind) != "leak":
-        with pytest.raises(ValueError, match=f"leak is for tanh and relu; {kind} has none"):
+        with pytest.raises(ValueError, match=f"leak is for tanh, relu, leaky_relu; {kind} has"):
             bad(kind, leak=torch.rand(6))
     if PER_UNIT.get(kind) != "bias":
         with pytest.raises(ValueError, match=f"bias is for gru; with {kind}, add it to x"):

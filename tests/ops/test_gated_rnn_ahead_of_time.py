@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clplat.ops.gated_rnn import triton as tier
-from clplat.ops.gated_rnn.kinds import KINDS, empty_trace
+from clplat.ops.gated_rnn.kinds import ELMAN, KINDS, empty_trace
 from tests.ops.ahead_of_time import TARGETS, assert_compiles, built_for, kernels
 
 # A thread's registers: AMD's cards keep the matrices there too, in a file twice as large.
@@ -43,7 +43,7 @@ def calls(
     x = empty(batch, time, sizes.gates, heads * width)
     weight = empty(heads, sizes.gates, width, width)
     initial = empty(batch, sizes.states, heads * width, dtype=torch.float32)
-    more = empty(heads * width) if per_unit and kind in ("tanh", "relu", "gru") else None
+    more = empty(heads * width) if per_unit and kind in (*ELMAN, "gru") else None
     h = empty(time, batch, heads * width).transpose(0, 1)
     trace = empty_trace(kind, h, weight, more)
     return [
@@ -66,7 +66,7 @@ def test_padded_heads_compile(target: str) -> None:
     """Other than a power of two; odd widths compile too, but some spill a few bytes a thread."""
     launched = [
         call
-        for kind in ("relu", "lstm", "gru", "slstm")
+        for kind in ("relu", "leaky_relu", "lstm", "gru", "slstm")
         for call in calls(kind, torch.bfloat16, 3, 48, per_unit=False)
     ]
     assert_compiles(launched, tier, target, REGISTERS[target], tuple(kernels(tier)))

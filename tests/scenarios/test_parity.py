@@ -5,7 +5,7 @@ import torch
 
 from clplat.data import tensors_of
 from clplat.errors import InputError
-from scenarios.parity import bit_strings, parity
+from scenarios.parity import PAD, bit_strings, parity
 
 
 def streams(**settings):
@@ -19,29 +19,31 @@ def streams(**settings):
 def test_a_label_says_whether_the_ones_are_odd():
     for stream in streams():
         for x, y in stream:
-            assert set(x.unique().tolist()) <= {0.0, 1.0}
-            assert y.tolist() == [sum(row) % 2 for row in x.int().tolist()]
+            assert set(x.unique().tolist()) == {0.0, 1.0, 2.0}
+            assert y.tolist() == [row.count(1) % 2 for row in x.int().tolist()]
 
 
 def test_each_experience_allows_twice_as_many_bits():
     train, test = streams()
     for k, ((x, _), (tested, _)) in enumerate(zip(train, test, strict=True)):
         length = 2 ** (k + 1)
-        assert x.shape == (300, 16)
-        assert tested.shape == (50, 16)
-        for bits in (x, tested):
-            assert not bits[:, : 16 - length].any()
+        assert x.shape == (300, 24)
+        assert tested.shape == (50, 24)
+        for tokens in (x, tested):
+            assert (tokens[:, : 24 - length] == PAD).all()
             # Fair coins at every place that the length allows: none is ever constant.
-            assert bits[:, 16 - length :].any(0).all()
-        assert not tested[:, 16 - length :].all(0).any()
+            assert (tokens[:, 24 - length :] == 1).any(0).all()
+            assert (tokens[:, 24 - length :] == 0).any(0).all()
+        assert (tested[:, 24 - length :] != PAD).all()
 
 
 def test_training_strings_are_of_all_lengths_up_to_the_longest():
     bits, _ = bit_strings(torch.tensor([1, 2, 16] * 200), 16, torch.Generator().manual_seed(0))
-    share = bits.view(200, 3, 16).mean(0)
-    assert share[0, :15].sum() == 0
-    assert share[1, :14].sum() == 0
-    torch.testing.assert_close(share[2], torch.full((16,), 0.5), rtol=0, atol=0.15)
+    one, two, sixteen = bits.view(200, 3, 16).unbind(1)
+    assert (one[:, :15] == PAD).all()
+    assert (two[:, :14] == PAD).all()
+    assert not (two[:, 14:] == PAD).any()
+    torch.testing.assert_close(sixteen.mean(0), torch.full((16,), 0.5), rtol=0, atol=0.15)
 
 
 def test_the_seed_draws_the_bits():

@@ -1,10 +1,10 @@
-"""Recurrent networks: leaky tanh and relu, LSTM, GRU and sLSTM, from the gates' inputs on."""
+"""Recurrent networks: Elman's and leaky ones, LSTM, GRU and sLSTM, from the gates' inputs on."""
 
 import torch
 from torch import Tensor
 
 from clplat.ops.checks import check_inputs
-from clplat.ops.gated_rnn.kinds import KINDS, empty_trace
+from clplat.ops.gated_rnn.kinds import ELMAN, KINDS, empty_trace
 from clplat.ops.tier import run_tier, state_dtype
 
 
@@ -24,8 +24,8 @@ def gated_rnn(
     from the units of that head; initial: (B, S, H), h first. Returns h (B, T, H), laid out with
     time first, and the final state (B, S, H). An x laid out with time first is read fastest.
 
-    - "tanh", "relu", G = 1, S = 1: h = (1 - leak) h + leak phi(x + R h); leak: (H,), a unit's
-      1/tau in (0, 1] (Jaeger et al. 2007), or None for 1 (Elman 1990).
+    - "tanh", "relu", "leaky_relu" (slope .01), G = 1, S = 1: h = (1 - leak) h + leak phi(x + R h);
+      leak: (H,), a unit's 1/tau in (0, 1] (Jaeger et al. 2007), or None for 1 (Elman 1990).
     - "lstm", gates i, f, g, o, states h, c: as torch.nn.LSTM (Hochreiter and Schmidhuber 1997).
     - "gru", gates r, z, n, S = 1: as torch.nn.GRU (Cho et al. 2014); bias: (H,), its b_hn, or None:
       n = tanh(x_n + r (R_n h + bias)).
@@ -37,8 +37,10 @@ def gated_rnn(
     """
     if kind not in KINDS:
         raise ValueError(f"gated_rnn: kind is {kind!r}; expected one of {', '.join(KINDS)}")
-    if leak is not None and kind not in ("tanh", "relu"):
-        raise ValueError(f"gated_rnn: leak is for tanh and relu; {kind} has none, so leave it out")
+    if leak is not None and kind not in ELMAN:
+        raise ValueError(
+            f"gated_rnn: leak is for {', '.join(ELMAN)}; {kind} has none, so leave it out"
+        )
     if bias is not None and kind != "gru":
         raise ValueError(f"gated_rnn: bias is for gru; with {kind}, add it to x")
     gates, states = KINDS[kind].gates, KINDS[kind].states

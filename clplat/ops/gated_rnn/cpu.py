@@ -12,9 +12,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import leaky_relu_, logsigmoid
 
-from clplat.ops.gated_rnn.kinds import empty_trace
+from clplat.ops.gated_rnn.kinds import SLOPE, empty_trace
 from clplat.ops.tier import state_dtype
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -93,6 +93,7 @@ def slstm(x, matrix, state, _, h, gates, cells):
 FORWARD = {
     "tanh": partial(elman, torch.tanh_),
     "relu": partial(elman, torch.relu_),
+    "leaky_relu": partial(elman, leaky_relu_),
     "lstm": lstm,
     "gru": gru,
     "slstm": slstm,
@@ -150,14 +151,15 @@ class Backward:
         return zip(grads[-2::-1], grads[:0:-1], *views, strict=True)
 
 
-def elman_backward(kind: str, run: Backward, piece: slice, before: Tensor) -> Tensor:
+def elman_backward(slope: float | None, run: Backward, piece: slice, before: Tensor) -> Tensor:
+    """`slope`: of phi at negative arguments; None: phi is tanh."""
     grad_h, leak, d = run.whole_grad_h(piece), run.per_unit, run.grad_x[piece]
     phi = run.h[piece] if leak is None else run.gates[piece, :, :, 0]
     scale = torch.ones_like(phi[0]) if leak is None else leak.expand_as(phi[0])
-    if kind == "tanh":
+    if slope is None:
         tanh_backward(scale.expand_as(phi), phi, grad_input=d[:, :, :, 0])
     else:
-        torch.mul(scale, phi > 0, out=d[:, :, :, 0])
+        torch.where(phi > 0, scale, slope * scale, out=d[:, :, :, 0])
     keep = 1 - scale
     for grad_before, grad_h_t, d_t in run.steps(grad_h, d[:, :, :, 0]):
         d_t.mul_(grad_h_t)
@@ -241,8 +243,9 @@ def slstm_backward(run: Backward, piece: slice, before: Tensor) -> Tensor:
 
 
 BACKWARD = {
-    "tanh": partial(elman_backward, "tanh"),
-    "relu": partial(elman_backward, "relu"),
+    "tanh": partial(elman_backward, None),
+    "relu": partial(elman_backward, 0.0),
+    "leaky_relu": partial(elman_backward, SLOPE),
     "lstm": lstm_backward,
     "gru": gru_backward,
     "slstm": slstm_backward,

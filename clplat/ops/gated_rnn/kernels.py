@@ -1,4 +1,4 @@
-"""What the kernels share, and those of the kinds with one state: leaky tanh and relu, and GRU.
+"""What the kernels share, and those of the kinds with one state: Elman's and leaky ones, and GRU.
 
 One program for 16 sequences and a head: a loop over time that carries the state in registers,
 float32 although matrices of half precision are multiplied with its rounding. The head's recurrent
@@ -54,8 +54,8 @@ def product(x, r, PRECISION: tl.constexpr):
 @triton.jit(do_not_specialize=["T"])
 def elman_forward_kernel(
     x, weight, initial, leak, h, gates, final, T, B, heads, P, stride_xb, stride_xt,
-    TANH: tl.constexpr, STATE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
+    TANH: tl.constexpr, SLOPE: tl.constexpr, STATE: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     first, head, row, column, mask = place(B, P, SIZE, ROWS)
     H, step, stride_xt = heads * P, tl.cast(B, tl.int64) * heads * P, tl.cast(stride_xt, tl.int64)
@@ -71,7 +71,7 @@ def elman_forward_kernel(
     for t in tl.range(0, T, num_stages=STAGES):
         phi = read(x + t * stride_xt + at_x, mask, STATE)
         phi += product(before, r, PRECISION)
-        phi = tanh(phi) if TANH else tl.maximum(phi, 0.0)
+        phi = tanh(phi) if TANH else tl.where(phi < 0, SLOPE * phi if SLOPE != 0 else 0.0, phi)
         if leak is not None:
             tl.store(gates + t * step + at_gates, phi, mask)
             before += rate * (phi - before)
@@ -85,8 +85,8 @@ def elman_forward_kernel(
 def elman_backward_kernel(
     grad_h, grad_final, h, gates, weight, initial, leak, grad_x, grad_initial, grad_leak,
     T, B, heads, P, stride_b, stride_t,
-    TANH: tl.constexpr, STATE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
+    TANH: tl.constexpr, SLOPE: tl.constexpr, STATE: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     first, head, row, column, mask = place(B, P, SIZE, ROWS)
     H, step, stride_t = heads * P, tl.cast(B, tl.int64) * heads * P, tl.cast(stride_t, tl.int64)
@@ -114,7 +114,7 @@ def elman_backward_kernel(
             phi = read(h + t * step + at, mask, STATE)
             d = dh
             dh = tl.zeros((ROWS, SIZE), STATE)
-        d = d * (1 - phi * phi) if TANH else tl.where(phi > 0, d, 0.0)
+        d = d * (1 - phi * phi) if TANH else tl.where(phi > 0, d, SLOPE * d)
         tl.store(grad_x + t * step + at, d, mask)
         dh += product(d, r, PRECISION)
     tl.store(grad_initial + start + at, dh, mask)

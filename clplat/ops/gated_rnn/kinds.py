@@ -2,7 +2,7 @@
 
 Kept a step, for the backward pass: as many `gates` as the kind has, and its `cells`.
 
-- tanh, relu: phi, where there is a leak; without, phi is h, which is kept anyway
+- tanh, relu, leaky_relu: phi, where there is a leak; without, phi is h, which is kept anyway
 - lstm: i, f, g, o; c
 - gru: r, z, q = R_n h + bias; n
 - slstm: i', f', tanh(z), sigmoid(o); c, n, sigmoid(-f)
@@ -11,6 +11,9 @@ Kept a step, for the backward pass: as many `gates` as the kind has, and its `ce
 from dataclasses import dataclass
 
 from torch import Tensor
+
+ELMAN = ("tanh", "relu", "leaky_relu")  # h = phi(x + R h), with a leak if there is one
+SLOPE = 0.01  # of leaky_relu where its argument is negative, as torch's
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,7 @@ class Kind:
 
 
 KINDS = {
-    "tanh": Kind(gates=1, states=1, cells=0),
-    "relu": Kind(gates=1, states=1, cells=0),
+    **dict.fromkeys(ELMAN, Kind(gates=1, states=1, cells=0)),
     "lstm": Kind(gates=4, states=2, cells=1),
     "gru": Kind(gates=3, states=1, cells=1),
     "slstm": Kind(gates=4, states=4, cells=3),
@@ -32,7 +34,7 @@ KINDS = {
 def empty_trace(kind: str, h: Tensor, weight: Tensor, per_unit: object) -> tuple[Tensor, Tensor]:
     """Room for gates (T, heads, B, G, P) and cells (T, heads, B, cells, P), of h (B, T, H)."""
     (batch, time, _), (heads, _, size, _) = h.shape, weight.shape
-    gates = 0 if kind in ("tanh", "relu") and per_unit is None else KINDS[kind].gates
+    gates = 0 if kind in ELMAN and per_unit is None else KINDS[kind].gates
     return (
         h.new_empty(time, heads, batch, gates, size),
         h.new_empty(time, heads, batch, KINDS[kind].cells, size),

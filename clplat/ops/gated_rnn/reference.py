@@ -1,16 +1,22 @@
 """The specification: a loop over time, one step a kind."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import leaky_relu, logsigmoid
 
 Vectors = tuple[Tensor, ...]  # of the gates, or of the state, (B, H) each
 
 
-def elman(kind: str, x: Vectors, product: Vectors, state: Vectors, leak: Tensor | float) -> Vectors:
-    phi = torch.tanh if kind == "tanh" else torch.relu
+def elman(
+    phi: Callable[[Tensor], Tensor],
+    x: Vectors,
+    product: Vectors,
+    state: Vectors,
+    leak: Tensor | float,
+) -> Vectors:
     return ((1 - leak) * state[0] + leak * phi(x[0] + product[0]),)
 
 
@@ -49,8 +55,9 @@ def gated_rnn(
 ) -> tuple[Tensor, Tensor]:
     """h (B, T, H) and the last state (B, S, H) from pre-activations (B, T, G, H)."""
     step = {
-        "tanh": partial(elman, "tanh", leak=leak),
-        "relu": partial(elman, "relu", leak=leak),
+        "tanh": partial(elman, torch.tanh, leak=leak),
+        "relu": partial(elman, torch.relu, leak=leak),
+        "leaky_relu": partial(elman, leaky_relu, leak=leak),
         "lstm": lstm,
         "gru": partial(gru, bias=bias),
         "slstm": slstm,

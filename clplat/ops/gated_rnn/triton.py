@@ -24,7 +24,7 @@ from clplat.ops.gated_rnn.kernels_lstm import (
     slstm_backward_kernel,
     slstm_forward_kernel,
 )
-from clplat.ops.gated_rnn.kinds import empty_trace
+from clplat.ops.gated_rnn.kinds import ELMAN, SLOPE, empty_trace
 from clplat.ops.tier import state_dtype
 
 ROWS = 16  # sequences a program: the least that a matrix instruction takes
@@ -32,15 +32,13 @@ ROWS = 16  # sequences a program: the least that a matrix instruction takes
 told: set[str] = set()  # the kinds of which the user knows that a head was too wide
 
 FORWARD = {
-    "tanh": elman_forward_kernel,
-    "relu": elman_forward_kernel,
+    **dict.fromkeys(ELMAN, elman_forward_kernel),
     "lstm": lstm_forward_kernel,
     "gru": gru_forward_kernel,
     "slstm": slstm_forward_kernel,
 }
 BACKWARD = {
-    "tanh": elman_backward_kernel,
-    "relu": elman_backward_kernel,
+    **dict.fromkeys(ELMAN, elman_backward_kernel),
     "lstm": lstm_backward_kernel,
     "gru": gru_backward_kernel,
     "slstm": slstm_backward_kernel,
@@ -93,6 +91,7 @@ def _launch(kernel: Any, kind: str, h: Tensor, weight: Tensor, **named: Any) -> 
     named |= {"h": h, "weight": padded, "T": time, "B": batch, "heads": heads, "P": width}
     named |= {
         "TANH": kind == "tanh",
+        "SLOPE": SLOPE if kind == "leaky_relu" else 0.0,
         "STATE": accumulator(h),
         "OPERAND": operand(h),
         "PRECISION": float32_precision() if h.dtype == torch.float32 else "ieee",

@@ -5,13 +5,10 @@ from torch import Tensor
 
 from clplat.ops.checks import check_inputs
 from clplat.ops.neural_memory.reference import Weights, retain
-from clplat.ops.neural_memory.rule import Rule
+from clplat.ops.neural_memory.rule import Rule, check_settings
 from clplat.ops.tier import run_tier, state_dtype
 
 State = tuple[Weights, Weights, Weights, int]
-LOSSES = ("l2", "huber", "lp")
-RETENTIONS = ("decay", "lq", "softmax")
-LONGEST_CHUNK = 64
 
 
 def neural_memory(
@@ -57,7 +54,7 @@ def neural_memory(
     Raises: ValueError for shapes or settings that do not fit, TypeError for dtypes or devices that
     differ.
     """
-    _check_settings(loss, loss_parameter, retention, retention_parameter, chunk)
+    check_settings(loss, loss_parameter, retention, retention_parameter, chunk)
     axes = _check_tensors(q, k, v, rate, weights, initial, momentum, decay)
     if initial is None:
         initial = _start(q, weights, retention, retention_parameter)
@@ -74,31 +71,6 @@ def neural_memory(
     count = len(axes)
     final = tuple(flat[:count]), tuple(flat[count : 2 * count]), tuple(flat[2 * count :])
     return y, (*final, (position + q.shape[1]) % chunk)
-
-
-def _check_settings(
-    loss: str, loss_parameter: float, retention: str, retention_parameter: float, chunk: int
-) -> None:
-    if loss not in LOSSES:
-        raise ValueError(f"neural_memory: loss is {loss!r}; expected one of {', '.join(LOSSES)}")
-    if retention not in RETENTIONS:
-        expected = ", ".join(RETENTIONS)
-        raise ValueError(f"neural_memory: retention is {retention!r}; expected one of {expected}")
-    if loss == "huber" and not loss_parameter > 0:
-        raise ValueError(
-            f"neural_memory: loss_parameter is {loss_parameter}; huber clamps to a positive number"
-        )
-    if loss == "lp" and not loss_parameter >= 1:
-        raise ValueError(
-            f"neural_memory: loss_parameter is {loss_parameter}; lp takes a power of at least 1"
-        )
-    if retention == "lq" and not retention_parameter >= 1:
-        raise ValueError(
-            f"neural_memory: retention_parameter is {retention_parameter}; "
-            "lq takes a norm of at least 1"
-        )
-    if not 1 <= chunk <= LONGEST_CHUNK:
-        raise ValueError(f"neural_memory: chunk is {chunk}; expected 1 to {LONGEST_CHUNK}")
 
 
 def _check_tensors(

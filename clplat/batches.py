@@ -96,6 +96,11 @@ def prepared(strategy: Any, x: Tensor, training: bool) -> Tensor:
     return strategy.prepare(x, training) if hasattr(strategy, "prepare") else x
 
 
+def ordered(strategy: Any) -> bool:
+    """Whether the current experience is a stream without boundaries, whose samples come once."""
+    return getattr(strategy.experience, "ordered", False)
+
+
 def experience_batches(strategy: Any, batch_size: int | None = None) -> Iterable[Columns]:
     """The current experience's samples in order, in the form that `stored_inputs` gives."""
     dataset, size = strategy.experience.dataset, batch_size or strategy.eval_mb_size

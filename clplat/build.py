@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from avalanche.core import SupervisedPlugin
 from avalanche.models.dynamic_modules import MultiTaskModule
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -70,8 +71,38 @@ def check_fit(head: Any, strategy: Any, scenario: Scenario) -> None:
             f"strategy: {type(strategy).__name__} needs task labels, and the scenario gives none; "
             "set scenario.task_labels=true, or choose another strategy"
         )
+    if scenario.marks:
+        check_stream(head, strategy)
     if hasattr(strategy, "check"):
         strategy.check(scenario)
+
+
+def needs_boundaries(strategy: Any) -> bool:
+    """Whether it acts where an experience begins or ends, or brings a loop that does.
+
+    A strategy that also does without says so: `needs_boundaries = False`.
+    """
+    stages = ("train_dataset_adaptation", "training_exp")
+    hooks = [f"{when}_{stage}" for when in ("before", "after") for stage in stages]
+    acts = any(getattr(type(strategy), h, None) is not getattr(SupervisedPlugin, h) for h in hooks)
+    return getattr(strategy, "needs_boundaries", isinstance(strategy, TemplateStrategy) or acts)
+
+
+def check_stream(head: Any, strategy: Any) -> None:
+    """Refuse what has to be told where an experience ends."""
+    mend = "or a scenario with experiences, such as split_digits"
+    if needs_boundaries(strategy):
+        kind = getattr(strategy, "template", type(strategy))
+        name = getattr(kind, "func", kind).__name__
+        raise InputError(
+            f"strategy: {name} acts where an experience begins or ends, and this scenario is one "
+            f"stream without boundaries; choose finetune, replay, der or derpp, {mend}"
+        )
+    if isinstance(head, NearestMean):
+        raise InputError(
+            "head=nearest_mean: its means are computed where an experience ends, and this "
+            f"scenario is one stream without boundaries; choose head=single, {mend}"
+        )
 
 
 def refuse_for_templates(config: dict[str, Any]) -> None:
@@ -116,6 +147,11 @@ def build_learner(
         plugins.append(NearestMeanFit(getattr(strategy, "memory", None)))
 
     train = config["train"]
+    if scenario.marks and train["epochs"] > 1:
+        raise InputError(
+            f"train.epochs={train['epochs']}: this scenario is a stream that is seen once; set "
+            "train.epochs=1"
+        )
     common = {
         "model": classifier(encoder, head),
         "optimizer": build_node(config, "optimizer"),

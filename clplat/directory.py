@@ -7,6 +7,7 @@ from typing import Any
 from clplat.errors import InputError
 
 RESULT, CONFIG, MATRIX = "result.json", "config.yaml", "accuracy_matrix.npy"
+LINES = "metrics.jsonl"
 DIGEST_LINE = "# digest: "
 
 

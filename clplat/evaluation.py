@@ -67,17 +67,32 @@ class TrainingScore(SupervisedPlugin):
 
 
 class DuringTraining(SupervisedPlugin):
-    """Evaluates the test stream every k iterations, for the stability gap.
+    """Evaluates the test stream every k iterations, and once each of `marks` samples have come.
 
-    `notify` is told (experience, iteration, scores of all test experiences).
+    `notify` is told (experience, samples, scores of all test experiences); samples are those of the
+    whole training so far, each epoch's counted again, replayed ones not.
     """
 
-    def __init__(self, stream: Sequence[Any], every: int, notify: Callable[..., None]):
+    def __init__(
+        self,
+        stream: Sequence[Any],
+        every: int | None,
+        notify: Callable[..., None],
+        marks: Sequence[int] = (),
+    ):
         super().__init__()
-        self.stream, self.every, self.notify = stream, every, notify
+        self.stream, self.every, self.notify, self.marks = stream, every, notify, marks
+        self.samples = 0
+        self._left = 0  # of the epoch's samples
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self._left = len(strategy.adapted_dataset)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        batch = min(strategy.train_mb_size, self._left)
+        before, self.samples, self._left = self.samples, self.samples + batch, self._left - batch
         iteration = strategy.clock.train_exp_iterations + 1  # the clock counts after us
-        if iteration % self.every == 0:
+        due = self.every is not None and iteration % self.every == 0
+        if due or any(before < mark <= self.samples for mark in self.marks):
             scores = list(strategy.eval(self.stream))
-            self.notify(strategy.clock.train_exp_counter, iteration, scores)
+            self.notify(strategy.clock.train_exp_counter, self.samples, scores)

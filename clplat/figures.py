@@ -67,27 +67,46 @@ def matrices_figure(matrices: Mapping[str, Matrix], title: str) -> Figure:
 
 def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]], title: str) -> Figure:
     """Accuracy over the experiences so far: mean over runs, and a band of one deviation."""
-    figure = _figure(7, 4.2)
-    axes = figure.add_subplot()
-    longest = 0
-    for k, (name, runs) in enumerate(curves.items()):
-        values = np.asarray(runs)  # (runs, T)
-        mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
-        x, colour = np.arange(1, len(mean) + 1), COLOURS[k % len(COLOURS)]
-        longest = max(longest, len(mean))
-        marker = MARKERS[k % len(MARKERS)]
-        axes.plot(x, mean, color=colour, marker=marker, markersize=5, label=name, linewidth=1.6)
-        axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
+    longest = max(len(runs[0]) for runs in curves.values())
+    lines = {name: (np.arange(1, len(runs[0]) + 1), runs) for name, runs in curves.items()}
+    figure, axes = _lines_figure(lines, title, markers=True)
     axes.set_xlabel("experiences trained")
     axes.set_ylabel("accuracy over the experiences so far")
     axes.set_xticks(range(1, longest + 1, 1 if longest <= 20 else longest // 10))
+    return figure
+
+
+def anytime_figure(
+    curves: Mapping[str, tuple[Sequence[int], Sequence[Sequence[float]]]], title: str
+) -> Figure:
+    """Accuracy against samples seen: of each name the samples, and the accuracies of each run."""
+    figure, axes = _lines_figure(curves, title, markers=False)
+    axes.set_xlabel("samples seen")
+    axes.set_ylabel("accuracy over what was seen so far")
+    return figure
+
+
+def _lines_figure(
+    lines: Mapping[str, tuple[Any, Sequence[Sequence[float]]]], title: str, markers: bool
+) -> tuple[Figure, Any]:
+    """A line for each name: the mean over its runs (runs, points), and a band of one deviation."""
+    figure = _figure(7, 4.2)
+    axes = figure.add_subplot()
+    for k, (name, (x, runs)) in enumerate(lines.items()):
+        values = np.asarray(runs)
+        mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
+        colour = COLOURS[k % len(COLOURS)]
+        marker = MARKERS[k % len(MARKERS)] if markers else None
+        axes.plot(x, mean, color=colour, marker=marker, markersize=5, label=name, linewidth=1.6)
+        axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=11)
     # Named at the side, in the order in which the curves end, so that no line is crossed to read.
     handles, labels = axes.get_legend_handles_labels()
-    order = np.argsort([-np.asarray(curves[name])[:, -1].mean() for name in labels], kind="stable")
+    ends = [-np.asarray(lines[name][1])[:, -1].mean() for name in labels]
+    order = np.argsort(ends, kind="stable")
     axes.legend(
         [handles[i] for i in order],
         [labels[i] for i in order],
@@ -95,4 +114,4 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]], title: str) -
         bbox_to_anchor=(1.01, 0.5),
         frameon=False,
     )
-    return figure
+    return figure, axes

@@ -17,7 +17,7 @@ from avalanche.models.utils import is_multi_task_module
 from avalanche.training.plugins.clock import Clock
 from torch import Tensor, nn
 
-from clplat.batches import make_batches
+from clplat.batches import make_batches, ordered
 from clplat.data import Columns
 from clplat.errors import TrainingError
 from clplat.optimizer import OptimizerFactory, follow, make_optimizer
@@ -174,7 +174,8 @@ class Learner:
         self._fire("before_train_dataset_adaptation")
         self.adapted_dataset = self.experience.dataset.train()  # type: ignore[union-attr]
         self._fire("after_train_dataset_adaptation")
-        self.dataloader = self.make_batches(self.adapted_dataset, self.train_mb_size, self.order)
+        order = None if ordered(self) else self.order
+        self.dataloader = self.make_batches(self.adapted_dataset, self.train_mb_size, order)
         self.model = self.model_adaptation()
         self.make_optimizer()
         self._fire("before_training_exp")

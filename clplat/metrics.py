@@ -116,6 +116,16 @@ def stability_gap(curve: Sequence[tuple[int, Sequence[float]]]) -> float:
     return float(worst)
 
 
+def anytime_accuracy(curve: Sequence[tuple[int, float]]) -> float:
+    """Area under the accuracy over the samples seen, as a share of their number (Koh et al. 2022).
+
+    `curve`: (samples seen so far, accuracy then), in order; each evaluation stands for the samples
+    since the one before it.
+    """
+    samples, accuracies = np.asarray(curve, dtype=np.float64).T
+    return float(np.average(accuracies, weights=np.diff(samples, prepend=0)))
+
+
 def summary(matrix: Matrix) -> dict[str, float]:
     """All metrics that need nothing but the matrix, under the names that result.json uses."""
     return {

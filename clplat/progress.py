@@ -10,13 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class RunProgress:
-    """One bar a run: epochs done, and the accuracy over the experiences seen so far."""
+    """One bar a run: epochs or samples done, and the accuracy over the experiences seen so far."""
 
     def __init__(self, job: int | None = None):
         self.console = Console(stderr=True, highlight=False)
         self.job = "" if job is None else f"[{job + 1}] "
         self._bar: Progress | None = None
-        self._label = ""
+        self._label = self._unit = ""
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -27,26 +27,32 @@ class RunProgress:
         else:
             yield
 
-    def start(self, strategy: str, seed: int, epochs: int) -> None:
-        self._label = f"{self.job}{strategy} seed {seed}"
+    def start(self, strategy: str, seed: int, total: int, unit: str) -> None:
+        self._label, self._unit = f"{self.job}{strategy} seed {seed}", unit
         if not self.console.is_terminal:
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("epochs"),
+            TextColumn(unit),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
             transient=True,
         )
         self._bar.start()
-        self._bar.add_task(self._label, total=epochs, note="")
+        self._bar.add_task(self._label, total=total, note="")
 
     def advance(self) -> None:
-        if self._bar is not None:
+        """An epoch has ended."""
+        if self._bar is not None and self._unit == "epochs":
             self._bar.advance(self._bar.task_ids[0])
+
+    def samples(self, seen: int) -> None:
+        """So many samples of a stream have been seen."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=seen)
 
     def experience(self, count: int, accuracy: float) -> None:
         if self._bar is not None:

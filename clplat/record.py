@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from clplat import metrics
-from clplat.directory import CONFIG, DIGEST_LINE, MATRIX, RESULT
+from clplat.directory import CONFIG, DIGEST_LINE, LINES, MATRIX, RESULT
 from clplat.events import EventWriter
 from clplat.metrics import Matrix
 
@@ -37,7 +37,7 @@ class Record:
     def __init__(self, out: Path, config: dict[str, Any], digest: str, names: dict[str, str]):
         self.out, self._began = out, time.perf_counter()
         out.mkdir(parents=True, exist_ok=True)
-        for stale in (*out.glob("events.out.tfevents.*"), out / "metrics.jsonl", out / "run.log"):
+        for stale in (*out.glob("events.out.tfevents.*"), out / LINES, out / "run.log"):
             stale.unlink(missing_ok=True)  # of an earlier attempt that did not finish
         text = yaml.safe_dump(config, sort_keys=False)
         write_atomically(out / CONFIG, f"{DIGEST_LINE}{digest}\n{text}".encode())
@@ -46,7 +46,7 @@ class Record:
         for name in LOGGERS:
             logging.getLogger(name).addHandler(self._log)
             logging.getLogger(name).setLevel(logging.INFO)
-        self._lines = open(out / "metrics.jsonl", "w")  # noqa: SIM115 - closed by close()
+        self._lines = open(out / LINES, "w")  # noqa: SIM115 - closed by close()
         self._events = EventWriter(out, config, names, digest)
 
     def _line(self, **values: Any) -> None:
@@ -65,9 +65,12 @@ class Record:
         values = {"train/loss": loss, "train/score": score}
         self._events.scalars({k: v for k, v in values.items() if v is not None}, iteration)
 
-    def during(self, experience: int, iteration: int, scores: Sequence[float]) -> None:
-        """An evaluation inside an experience."""
-        self._line(experience=experience, iteration=iteration, scores=list(scores))
+    def point(
+        self, experience: int, samples: int, accuracy: float, scores: Sequence[float]
+    ) -> None:
+        """An evaluation after so many samples; `accuracy` is the mean over experiences seen."""
+        self._line(experience=experience, samples=samples, accuracy=accuracy, scores=list(scores))
+        self._events.scalars({"anytime/accuracy": accuracy}, samples)
 
     def experience(self, index: int, matrix: Matrix) -> None:
         """After experience `index` (-1: before training): its row, and the metrics so far."""

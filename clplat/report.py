@@ -1,6 +1,7 @@
 """From finished runs to a table, figures and the TensorBoard command: `python -m clplat.report`."""
 
 import argparse
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from clplat.directory import MATRIX, RESULT, read_result
-from clplat.figures import curves_figure, matrices_figure
+from clplat.directory import LINES, MATRIX, RESULT, read_result
+from clplat.figures import anytime_figure, curves_figure, matrices_figure
 from clplat.metrics import Matrix
 
 Runs = list[tuple[Path, dict[str, Any]]]
@@ -21,6 +22,7 @@ COLUMNS = {
     "accuracy": "accuracy",
     "forgetting": "forgetting",
     "backward_transfer": "backward transfer",
+    "anytime_accuracy": "anytime",
     "seconds": "seconds",
     "memory_bytes": "memory held",
 }
@@ -74,10 +76,12 @@ def table(groups: dict[str, Runs], title: str) -> Table:
     rows = Table(title=title, title_justify="left", title_style="bold")
     rows.add_column("strategy", no_wrap=True)
     rows.add_column("runs", justify="right")
-    for heading in COLUMNS.values():
-        rows.add_column(heading, justify="right", no_wrap=True)
+    results = [result for runs in groups.values() for _, result in runs]
+    columns = [c for c in COLUMNS if any(result.get(c) is not None for result in results)]
+    for column in columns:
+        rows.add_column(COLUMNS[column], justify="right", no_wrap=True)
     for name, runs in groups.items():
-        cells = [_cell(column, [r[column] for _, r in runs]) for column in COLUMNS]
+        cells = [_cell(column, [r.get(column) for _, r in runs]) for column in columns]
         rows.add_row(name, str(len(runs)), *cells)
     return rows
 
@@ -86,16 +90,37 @@ def mean_matrix(runs: Runs) -> Matrix:
     return np.mean([np.load(out / MATRIX, allow_pickle=False) for out, _ in runs], axis=0)
 
 
+def anytime_curves(groups: dict[str, Runs]) -> dict[str, tuple[list[int], list[list[float]]]]:
+    """Samples seen and accuracy of each run, of the configurations evaluated inside experiences."""
+    curves = {}
+    for name, runs in groups.items():
+        if any(result.get("anytime_accuracy") is None for _, result in runs):
+            continue
+        points = []
+        for out, _ in runs:
+            lines = map(json.loads, (out / LINES).read_text().splitlines())
+            points.append(
+                {line["samples"]: line["accuracy"] for line in lines if "samples" in line}
+            )
+        common = sorted(set.intersection(*map(set, points)))  # groups end at different places
+        if common:
+            curves[name] = common, [[of_run[samples] for samples in common] for of_run in points]
+    return curves
+
+
 def write_figures(groups: dict[str, Runs], scenarios: str, folder: Path) -> list[Path]:
-    """Accuracy against experience, and the mean accuracy matrix of each configuration."""
+    """Accuracy against experience, the mean accuracy matrix of each configuration, and accuracy
+    against samples where it was measured.
+    """
     curves = {name: [r["accuracy_so_far"] for _, r in runs] for name, runs in groups.items()}
     matrices = {name: mean_matrix(runs) for name, runs in groups.items()}
+    over_seeds = f"{scenarios}: mean and standard deviation over seeds"
     figures = {
-        "accuracy.png": curves_figure(
-            curves, f"{scenarios}: mean and standard deviation over seeds"
-        ),
+        "accuracy.png": curves_figure(curves, over_seeds),
         "accuracy_matrix.png": matrices_figure(matrices, f"{scenarios}: mean over seeds"),
     }
+    if anytime := anytime_curves(groups):
+        figures["anytime.png"] = anytime_figure(anytime, over_seeds)
     for name, figure in figures.items():
         figure.savefig(folder / name)
     return [folder / name for name in figures]
@@ -127,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     groups = by_configuration(runs)
     scenarios = ", ".join(sorted({result["scenario"] for _, result in runs}))
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table(groups, f"{scenarios}: mean ± standard deviation over seeds"))
     folder = options.out or options.folders[0]
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from avalanche.core import SupervisedPlugin
 
 from clplat import metrics
 from clplat.build import build_learner, build_scenario
+from clplat.course import Course
 from clplat.digest import SEEDS
 from clplat.directory import MATRIX, read_result
 from clplat.errors import InputError
@@ -110,47 +111,45 @@ def run(
     scenario = build_scenario(config, folders)
     train_stream, test_stream = list(scenario.train_stream), list(scenario.test_stream)
     size = len(test_stream)
-    if len(train_stream) != size:
+    counted = test_stream if scenario.marks else train_stream
+    if len(counted) != size:
         raise InputError(
             f"scenario={names['scenario']}: {len(train_stream)} experiences to train on but {size} "
             "to test on; an accuracy matrix needs as many of both; choose another benchmark"
         )
     joint = joint_matrix(config["reference"], names["scenario"], size)
-    training = TrainingScore(scenario.score)
+    training, every = TrainingScore(scenario.score), config["eval"]["every"]
     epochs = Epochs(training, progress.advance)
-    curve: list[tuple[int, list[float]]] = []
-    observers: list[Any] = [training, epochs]
-    if config["eval"]["every"]:
-
-        def during(experience: int, iteration: int, scores: list[float]) -> None:
-            curve.append((experience, scores))
-            record.during(experience, iteration, scores)
-
-        observers.append(DuringTraining(test_stream, config["eval"]["every"], during))
+    during = DuringTraining(
+        test_stream, every, lambda *what: course.during(*what), marks=scenario.marks
+    )
+    observers = [training, epochs, *([during] if every or scenario.marks else [])]
     learner, strategy = build_learner(config, scenario, observers)
 
     began = time.perf_counter()
     record = epochs.record = Record(out, config, digest, names)
+    course = Course(scenario, record, progress, every)
     try:
-        progress.start(names["strategy"], seeds["seed"], size * config["train"]["epochs"])
-        matrix = np.full((size + 1, size), np.nan)
-        matrix[-1] = learner.eval(test_stream)
-        record.experience(-1, matrix)
+        if scenario.marks:
+            progress.start(names["strategy"], seeds["seed"], scenario.marks[-1], "samples")
+        else:
+            epochs_in_all = size * config["train"]["epochs"]
+            progress.start(names["strategy"], seeds["seed"], epochs_in_all, "epochs")
+        course.row(-1, learner.eval(test_stream))
         for index, experience in enumerate(train_stream):
             learner.train(experience)
-            matrix[index] = learner.eval(test_stream)
-            curve.append((index, matrix[index].tolist()))
-            record.experience(index, matrix)
-            progress.experience(index + 1, float(matrix[index, : index + 1].mean()))
+            if not scenario.marks:
+                course.after_experience(index, during.samples, learner.eval(test_stream))
+        matrix = course.matrix
         result = {
             **names,
             "experiences": size,
             **metrics.summary(matrix),
             "average_incremental_accuracy_pooled": metrics.average_incremental_accuracy(
-                matrix, [len(e.classes_in_this_experience) for e in train_stream]
+                matrix, [len(e.classes_in_this_experience) for e in counted]
             ),
             "intransigence": None if joint is None else metrics.intransigence(matrix, joint),
-            "stability_gap": metrics.stability_gap(curve) if config["eval"]["every"] else None,
+            **course.summary(),
             "accuracy_so_far": metrics.accuracy_so_far(matrix),
             "parameters": sum(p.numel() for p in learner.model.parameters()),
             "memory_bytes": memory_bytes(strategy),

@@ -14,7 +14,10 @@ class Scenario(CLScenario):
     """An Avalanche scenario with a train and a test stream, and what a model needs to know of it.
 
     `score` is higher-is-better and is what the accuracy matrix holds. `class_order` gives the
-    source's class behind each label, where a source was split.
+    source's class behind each label, where a source was split. `marks` make it a stream without
+    boundaries: one training experience whose samples come once and in order, with as many test
+    experiences as there are marks; row k of the matrix is taken after `marks[k]` samples, and
+    test experience j counts as seen once there were `begins[j]`.
     """
 
     train_stream: Any
@@ -30,7 +33,12 @@ class Scenario(CLScenario):
         prepare: Callable[[Tensor, bool], Tensor] = Prepare(),  # noqa: B008
         score: Score = accuracy,
         class_order: Sequence[int] | None = None,
+        marks: Sequence[int] = (),
+        begins: Sequence[int] = (),
     ):
         super().__init__(list(streams))
         self.n_classes, self.input_shape, self.task_labels = n_classes, input_shape, task_labels
         self.prepare, self.score, self.class_order = prepare, score, class_order
+        self.marks, self.begins = tuple(marks), tuple(begins)
+        if self.marks:
+            self.train_stream[0].ordered = True

@@ -1,7 +1,9 @@
 """From tensors to the Avalanche scenario that everything else takes."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from avalanche.benchmarks import EagerCLStream
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.scenarios.supervised import with_classes_timeline
@@ -31,14 +33,10 @@ def make_scenario(
     class_order: Sequence[int] | None = None,
 ) -> Scenario:
     """Experience k of either stream has its k-th pair; its task is k, or 0 without labels."""
-    streams = []
-    for name, pairs in (("train", train), ("test", test)):
-        leaves = [
-            TensorData(x, y, k if task_labels else 0, prepare) for k, (x, y) in enumerate(pairs)
-        ]
-        experiences = [DatasetExperience(dataset=avalanche_dataset(leaf)) for leaf in leaves]
-        stream = with_classes_timeline(EagerCLStream(name, experiences))
-        streams.append(with_task_labels(stream))
+    streams = [
+        _stream(name, pairs, task_labels, prepare)
+        for name, pairs in (("train", train), ("test", test))
+    ]
     return Scenario(
         streams,
         n_classes=classes,
@@ -47,3 +45,38 @@ def make_scenario(
         prepare=prepare,
         class_order=class_order,
     )
+
+
+def make_stream(
+    train: tuple[Tensor, Tensor],
+    test: Pairs,
+    classes: int,
+    marks: Sequence[int],
+    prepare: Prepare,
+    class_order: Sequence[int] | None = None,
+) -> Scenario:
+    """One training experience, in the order of its samples, without boundaries or task labels.
+
+    Row k of the accuracy matrix is taken after `marks[k]` samples.
+    """
+    labels = train[1].long()
+    begins = [int(torch.isin(labels, y.long()).nonzero()[0]) + 1 for _, y in test]
+    return Scenario(
+        [
+            _stream("train", [train], False, prepare),
+            _stream("test", test, False, prepare),
+        ],
+        n_classes=classes,
+        input_shape=tuple(train[0].shape[1:]),
+        prepare=prepare,
+        class_order=class_order,
+        marks=marks,
+        begins=begins,
+    )
+
+
+def _stream(name: str, pairs: Pairs, task_labels: bool, prepare: Prepare) -> Any:
+    leaves = [TensorData(x, y, k if task_labels else 0, prepare) for k, (x, y) in enumerate(pairs)]
+    experiences = [DatasetExperience(dataset=avalanche_dataset(leaf)) for leaf in leaves]
+    stream: Any = with_classes_timeline(EagerCLStream(name, experiences))
+    return with_task_labels(stream)

@@ -7,35 +7,44 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from clplat.batches import experience_batches, prepared
+from clplat.batches import experience_batches, ordered, prepared, stored_inputs
 from clplat.data import Columns
 from clplat.errors import InputError
 from clplat.memory import Memory, herding_keys
 
 
 class WithMemory:
-    """A loader whose every batch is followed by `size` samples drawn from a memory."""
+    """A loader whose every batch is followed by `size` samples drawn from a memory.
+
+    `fresh` is how many samples of the last batch were the loader's own.
+    """
 
     def __init__(self, batches: Iterable[Columns], memory: Memory, size: int):
         self.batches, self.memory, self.size = batches, memory, size
+        self.fresh = 0
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Columns]:
         for batch in self.batches:
-            drawn = self.memory.sample(self.size)
+            self.fresh = len(batch[1])
+            drawn = self.memory.sample(self.size) or [column[:0] for column in batch]
             yield [torch.cat([b, d.to(b.device)]) for b, d in zip(batch, drawn, strict=True)]
 
 
 class Replay(SupervisedPlugin):
     """From the second experience on, each batch is joined by as many samples of the memory.
 
+    In a stream without boundaries the memory takes in every batch, and joins the next.
+
     `capacity` samples are held, chosen by `memory`: reservoir (a uniform sample of all data),
     class_balanced (the same within each class), ring (the latest of each class) or herding
     (those whose mean feature is nearest the class's; the model must have `features`).
     `batch_size` is the number of samples drawn a batch; by default the loop's own batch size.
     """
+
+    needs_boundaries = False
 
     def __init__(
         self, capacity: int, memory: str = "class_balanced", batch_size: int | None = None
@@ -50,6 +59,12 @@ class Replay(SupervisedPlugin):
 
     def check(self, scenario: Any) -> None:
         """Refuse a memory that cannot hold one sample of each class where it should."""
+        if scenario.marks and self.memory.policy == "herding":
+            raise InputError(
+                "strategy.memory=herding: samples are chosen where an experience ends, and this "
+                "scenario is one stream without boundaries; choose reservoir, class_balanced or "
+                "ring"
+            )
         if self.memory.per_class and self.memory.capacity < scenario.n_classes:
             raise InputError(
                 f"strategy.capacity={self.memory.capacity}: strategy.memory={self.memory.policy} "
@@ -59,11 +74,18 @@ class Replay(SupervisedPlugin):
             )
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        if len(self.memory):
+        if len(self.memory) or ordered(strategy):
             size = self.batch_size or strategy.train_mb_size
             strategy.dataloader = WithMemory(strategy.dataloader, self.memory, size)
 
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        if ordered(strategy):
+            columns = (stored_inputs(strategy), strategy.mb_y, strategy.mb_task_id)
+            self.memory.add(*(column[: strategy.dataloader.fresh] for column in columns))
+
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if ordered(strategy):
+            return
         batches = experience_batches(strategy)
         if self.memory.policy == "herding":
             columns = [torch.cat(column) for column in zip(*batches, strict=True)]

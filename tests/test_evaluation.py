@@ -103,8 +103,8 @@ def test_the_training_score_is_the_mean_over_the_last_epochs_batches(clusters, m
 def test_evaluation_during_training_notes_the_scores_of_that_moment(clusters, mlp, make_learner):
     scenario, calls, naive = clusters(), [], []
 
-    def notify(experience, iteration, scores):
-        calls.append((experience, iteration, scores))
+    def notify(experience, samples, scores):
+        calls.append((experience, samples, scores))
         naive.append(naive_scores(learner.model, scenario.test_stream))
 
     plugin = DuringTraining(scenario.test_stream, 4, notify)
@@ -112,7 +112,9 @@ def test_evaluation_during_training_notes_the_scores_of_that_moment(clusters, ml
     for experience in scenario.train_stream:
         learner.train(experience)
         learner.eval(scenario.test_stream)
-    assert [call[:2] for call in calls] == [(k, i) for k in range(3) for i in (4, 8)]
+    # Three batches an epoch: 8, 8 and 8 samples of 24; 9 iterations an experience.
+    expected = [(k, 72 * k + 8 * i) for k in range(3) for i in (4, 8)]
+    assert [call[:2] for call in calls] == expected
     assert [call[2] for call in calls] == naive
     assert naive[0] != naive[-1]
 

@@ -19,7 +19,7 @@ def shown(terminal: bool) -> str:
     progress.console = Console(file=text, force_terminal=terminal, width=120, highlight=False)
     with progress.loading():
         pass
-    progress.start("replay", 7, epochs=4)
+    progress.start("replay", 7, 4, "epochs")
     for _ in range(2):
         progress.advance()
     progress.experience(1, 0.75)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clplat.figures import curves_figure, matrices_figure, matrix_figure
-from clplat.report import by_configuration, find_runs, main, mean_matrix
+from clplat.figures import anytime_figure, curves_figure, matrices_figure, matrix_figure
+from clplat.report import anytime_curves, by_configuration, find_runs, main, mean_matrix
 
 
 def write_run(folder: Path, strategy: str, digest: str, accuracy: float, seconds: float) -> None:
@@ -76,6 +76,29 @@ def test_curves_show_the_mean_and_one_deviation():
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() == pytest.approx(0.9 + np.std([1.0, 0.8], ddof=1))
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["replay"]
+
+
+def test_accuracy_against_samples_is_drawn_where_runs_were_evaluated_together(tmp_path):
+    def made(name, points, anytime=0.5):
+        lines = [{"experience": 0, "samples": s, "accuracy": a} for s, a in points]
+        (tmp_path / name).mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in [*lines, {"experience": 0, "epoch": 0}])
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+        return tmp_path / name, {"anytime_accuracy": anytime}
+
+    groups = {
+        "replay": [
+            made("a", [(10, 0.9), (17, 0.8), (20, 0.5)]),
+            made("b", [(10, 0.7), (13, 0.1), (20, 0.3)]),
+        ],
+        "without": [made("c", [], anytime=None)],
+    }
+    curves = anytime_curves(groups)
+    assert curves == {"replay": ([10, 20], [[0.9, 0.5], [0.7, 0.3]])}
+    axes = anytime_figure(curves, "title").axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [10, 20])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.8, 0.4])
+    assert axes.get_xlabel() == "samples seen"
 
 
 def test_heat_maps_leave_the_untrained_row_out():

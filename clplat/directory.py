@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from clplat.errors import InputError
 
 RESULT, CONFIG, MATRIX = "result.json", "config.yaml", "accuracy_matrix.npy"
@@ -18,6 +20,12 @@ def read_digest(out: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError, IndexError):
         return None
     return first.removeprefix(DIGEST_LINE) if first.startswith(DIGEST_LINE) else "none"
+
+
+def read_config(out: Path) -> dict[str, Any]:
+    """The resolved config of a run; {} where there is none."""
+    file = out / CONFIG
+    return yaml.safe_load(file.read_text()) if file.is_file() else {}
 
 
 def read_result(out: Path) -> dict[str, Any] | None:

@@ -13,9 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from clplat.directory import LINES, MATRIX, RESULT, read_result
+from clplat.directory import LINES, MATRIX, RESULT, read_config, read_result
 from clplat.figures import anytime_figure, curves_figure, matrices_figure
 from clplat.metrics import Matrix
+from clplat.naming import short_names
 
 Runs = list[tuple[Path, dict[str, Any]]]
 COLUMNS = {
@@ -37,18 +38,32 @@ def find_runs(paths: Sequence[Path]) -> Runs:
 
 def by_configuration(runs: Runs) -> dict[str, Runs]:
     """The runs that differ only in their seeds, best mean accuracy first, under a short name."""
-    groups: dict[tuple[str, str, str], Runs] = defaultdict(list)
+    by_digest: dict[tuple[str, str], Runs] = defaultdict(list)
     for out, result in runs:
-        groups[(result["scenario"], result["strategy"], result["digest"])].append((out, result))
-    several = {key[:2] for key in groups if sum(k[:2] == key[:2] for k in groups) > 1}
-    scenarios = {key[0] for key in groups}
+        by_digest[(result["scenario"], result["digest"])].append((out, result))
+    groups = sorted(by_digest.values(), key=lambda g: -np.mean([r["accuracy"] for _, r in g]))
+    firsts = [group[0] for group in groups]
+    names = short_names([result for _, result in firsts], [read_config(out) for out, _ in firsts])
+    if len({result["scenario"] for _, result in runs}) > 1:
+        names = [f"{r['scenario']}: {name}" for name, (_, r) in zip(names, firsts, strict=True)]
+    unclear = {name for name in names if names.count(name) > 1}
+    return {
+        f"{name} {group[0][1]['digest']}" if name in unclear else name: group
+        for name, group in zip(names, groups, strict=True)
+    }
 
-    def name(key: tuple[str, str, str]) -> str:
-        scenario = f"{key[0]}: " if len(scenarios) > 1 else ""
-        return scenario + key[1] + (f" {key[2]}" if key[:2] in several else "")
 
-    ranked = sorted(groups, key=lambda k: -np.mean([r["accuracy"] for _, r in groups[k]]))
-    return {name(key): groups[key] for key in ranked}
+def by_experience(groups: dict[str, Runs], title: str) -> Table:
+    """The last row of the accuracy matrix, mean and standard deviation over the runs."""
+    rows = Table(title=title, title_justify="left", title_style="bold")
+    rows.add_column("strategy", no_wrap=True)
+    size = max(result["experiences"] for runs in groups.values() for _, result in runs)
+    for j in range(size):
+        rows.add_column(str(j), justify="right", no_wrap=True)
+    for name, runs in groups.items():
+        final = np.stack([np.load(out / MATRIX, allow_pickle=False)[-2] for out, _ in runs])
+        rows.add_row(name, *(_cell("accuracy", column.tolist()) for column in final.T))
+    return rows
 
 
 def _cell(name: str, values: list[float | None]) -> str:
@@ -140,6 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")])
     parser.add_argument("--out", type=Path, help="where figures go (default: the first folder)")
+    parser.add_argument(
+        "--experiences", action="store_true", help="also the final score on each experience"
+    )
     options = parser.parse_args(arguments)
     runs = find_runs(options.folders)
     if not runs:
@@ -152,8 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     groups = by_configuration(runs)
     scenarios = ", ".join(sorted({result["scenario"] for _, result in runs}))
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(table(groups, f"{scenarios}: mean ± standard deviation over seeds"))
+    if options.experiences:
+        console.print(by_experience(groups, "score on each experience after the last one"))
     folder = options.out or options.folders[0]
     folder.mkdir(parents=True, exist_ok=True)
     if len({result["experiences"] for _, result in runs}) == 1:

@@ -48,6 +48,15 @@ def test_configurations_of_one_strategy_are_told_apart_by_digest(runs):
     assert set(by_configuration(find_runs([runs]))) == {"stock", "replay aaaa", "replay cccc"}
 
 
+def test_the_final_score_on_each_experience_is_shown_if_asked_for(runs, capsys):
+    main([str(runs), "--experiences"])
+    text = capsys.readouterr().out
+    table = text[text.index("score on each experience after the last one") :]
+    row = next(line for line in table.splitlines() if "replay" in line)
+    deviation = np.std([0.2, 0.3, 0.7], ddof=1)
+    assert row.count(f"0.400 ± {deviation:.3f}") == 2
+
+
 def test_the_table_has_mean_and_sample_deviation_and_figures_are_written(runs, capsys):
     main([str(runs)])
     text = capsys.readouterr().out

@@ -6,18 +6,26 @@ import torch
 from torch import Tensor
 
 
-def count_sequences(op: str, x: Tensor, initial: Tensor | None, cu_seqlens: Tensor | None) -> int:
-    """The rows of a state: the batch, or as many sequences as are packed in it.
+def check_packed(
+    op: str, x: Tensor, initial: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[int, Tensor | None]:
+    """The rows of a state, the batch or as many sequences as are packed in it; and cu_seqlens as
+    kernels read it, without gaps.
 
     Raises ValueError for a cu_seqlens of another rank or dtype, a packed batch that is not 1, and
-    an initial state of another count of rows. The values are looked at by `lengths`.
+    an initial state of another count of rows; TypeError for another device. The values are looked
+    at by `lengths`.
     """
     if cu_seqlens is None:
-        return len(x)
+        return len(x), None
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype != torch.int64:
         raise ValueError(
             f"{op}: cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}; "
             "expected (N + 1,) int64: where each sequence begins, then the count of tokens"
+        )
+    if cu_seqlens.device != x.device:
+        raise TypeError(
+            f"{op}: cu_seqlens is on {cu_seqlens.device}, but the tokens are on {x.device}; move it"
         )
     count = len(cu_seqlens) - 1
     if len(x) != 1:
@@ -26,7 +34,7 @@ def count_sequences(op: str, x: Tensor, initial: Tensor | None, cu_seqlens: Tens
         raise ValueError(
             f"{op}: initial has {len(initial)} rows; cu_seqlens names {count} sequences"
         )
-    return count
+    return count, cu_seqlens.contiguous()
 
 
 def lengths(cu_seqlens: Tensor, total: int) -> list[int]:

@@ -34,5 +34,5 @@ def full_precision(x: Tensor) -> torch.autocast:
 def run_tier(package: str, function: str, x: Tensor, *arguments: Any) -> Any:
     """`function` ("forward" or "backward") of the op's tier for x, in full precision."""
     tier = importlib.import_module(f"{package}.{'triton' if runs_triton(x) else 'cpu'}")
-    with full_precision(x):
+    with torch.cuda.device_of(x), full_precision(x):  # Triton launches on the current device
         return getattr(tier, function)(*arguments)

@@ -24,8 +24,21 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "gfx942": 512}  # a thread's at most
-SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+REGISTERS = {
+    "sm_89": 255,
+    "sm_80": 255,
+    "sm_90": 255,
+    "sm_100": 255,
+    "gfx942": 512,
+}
+SMALLER = {"sm_89": GPUTarget("cuda", 89, 32)}  # in what a block may have of shared memory
+SHARED_LIMIT = {
+    "sm_89": 101_376,
+    "sm_80": 166_912,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "gfx942": 65_536,
+}
 TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
@@ -105,7 +118,7 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
     source = triton.compiler.ASTSource(
         fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes
     )
-    built = triton.compile(source, target=TARGETS[target], options=launch.options)
+    built = triton.compile(source, target=(TARGETS | SMALLER)[target], options=launch.options)
     if target == "gfx942":
         text = built.asm["amdgcn"]
         return Compiled(

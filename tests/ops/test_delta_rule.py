@@ -1,5 +1,6 @@
 """delta_rule against its loop over time, in every form; and what it says of bad input."""
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from clplat.ops.delta_rule import _backward, _forward, delta_rule
 from clplat.ops.delta_rule.reference import delta_rule as reference
-from clplat.ops.tier import INTERPRETED
+from clplat.ops.tier import INTERPRETED, runs_triton
 from tests.ops.compare import assert_matches
 
 LENGTHS = [1, 7, 63, 65]
@@ -165,6 +166,18 @@ def test_gradcheck(device: str) -> None:
     inputs = make(3, batch=1, heads=1, keys=2, values=2)
     tensors = [tensor.to(device).requires_grad_() for tensor in inputs.values()]
     assert torch.autograd.gradcheck(delta_rule, tensors, fast_mode=True)
+
+
+def test_wide_keys_run_without_a_kernel(device: str) -> None:
+    """On every device; where others have a kernel, one warning says so."""
+    told: AbstractContextManager = nullcontext()
+    if runs_triton(torch.empty(0, device=device)):
+        from clplat.ops.delta_rule import triton as tier
+
+        tier._warn_of_width.cache_clear()
+        told = pytest.warns(UserWarning, match="keys wider than 128 have no kernel; a slower form")
+    with told:
+        assert_matches(delta_rule, loop, make(3, keys=130), device=device)
 
 
 @pytest.mark.parametrize("cu_seqlens", [None, torch.tensor([0, 2, 5])])

@@ -223,7 +223,7 @@ def test_heads_that_do_not_fit_on_chip(
     """Another form computes them, and the user is told once."""
     tier = pytest.importorskip("clplat.ops.gated_rnn.triton")
     monkeypatch.setattr(tier, "told", set())
-    monkeypatch.setattr(tier, "resident_limit", lambda: 0)
+    monkeypatch.setattr(tier, "resident_limit", lambda shared: 0)
     inputs = make(kind, 3)
     if runs_triton(inputs["x"].to(device)):
         with pytest.warns(UserWarning, match=f"the kernel for {kind} holds 0; a slower form runs"):
@@ -231,6 +231,23 @@ def test_heads_that_do_not_fit_on_chip(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_matches(gated_rnn, loop, inputs, device=device)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "slstm", "gru"])
+def test_a_gate_near_1_carries_gradients_for_as_long_as_states(kind: str, device: str) -> None:
+    """Rounded to bfloat16 it would be 0.996 or 1 instead of 0.998."""
+    sizes = KINDS[kind]
+    x = torch.zeros(1, 300, sizes.gates, 2, dtype=torch.bfloat16)
+    x[:, :, 1] = 6.3  # the forget gate, or z
+    weight, initial = torch.zeros(1, sizes.gates, 2, 2).to(x), torch.ones(1, sizes.states, 2).to(x)
+    if kind == "slstm":
+        initial[:, 3] = 0  # as the input gate, so that the stabiliser stays there
+    initial = initial.to(device).requires_grad_()
+    _, final = gated_rnn(kind, x.to(device), weight.to(device), initial)
+    carried = 0 if kind == "gru" else 1  # h, or c
+    (grad,) = torch.autograd.grad(final[:, carried].sum(), initial)
+    kept = torch.sigmoid(x[0, 0, 1].double()) ** 300
+    torch.testing.assert_close(grad[0, carried].double().cpu(), kept, rtol=0.02, atol=0)
 
 
 def bad(kind: str = "gru", **changes: Any) -> Any:

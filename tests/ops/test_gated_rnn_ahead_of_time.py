@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clplat.ops.gated_rnn import triton as tier
 from clplat.ops.gated_rnn.kinds import ELMAN, KINDS, empty_trace
-from tests.ops.ahead_of_time import TARGETS, assert_compiles, built_for, kernels
+from tests.ops.ahead_of_time import SHARED_LIMIT, TARGETS, assert_compiles, built_for, kernels
 
 # A thread's registers: AMD's cards keep the matrices there too, in a file twice as large.
 REGISTERS = {"sm_80": 240, "sm_90": 240, "sm_100": 240, "gfx942": 384}
@@ -27,7 +27,7 @@ def widest(gates: int, dtype: torch.dtype) -> int:
         width
         for width in (16, 32, 64, 128, 256, 512)
         if tier.resident_bytes(torch.empty(1, gates, width, width, dtype=dtype, device="meta"))
-        <= tier.resident_limit()
+        <= tier.resident_limit(tier.shared_memory(torch.device("meta")))
     ]
     return held[-1]
 
@@ -60,6 +60,19 @@ def test_widest_heads_compile(target: str, dtype: torch.dtype) -> None:
         for call in calls(kind, dtype, 1, widest(KINDS[kind].gates, dtype))
     ]
     assert_compiles(launched, tier, target, REGISTERS[target], tuple(kernels(tier)))
+
+
+def test_heads_that_fit_a_smaller_shared_memory_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is asked of the device: 99 KiB on cards other than those for data centres."""
+    monkeypatch.setattr(tier, "shared_memory", lambda device: SHARED_LIMIT["sm_89"])
+    assert [widest(gates, torch.bfloat16) for gates in (1, 3, 4)] == [128, 64, 64]
+    launched = [
+        call
+        for kind in ("tanh", "lstm", "gru", "slstm")
+        for dtype in (torch.bfloat16, torch.float32)
+        for call in calls(kind, dtype, 1, widest(KINDS[kind].gates, dtype))
+    ]
+    assert_compiles(launched, tier, "sm_89", 255, tuple(kernels(tier)))
 
 
 def test_padded_heads_compile(target: str) -> None:

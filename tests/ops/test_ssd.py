@@ -132,6 +132,16 @@ def test_gradcheck(device: str) -> None:
     assert torch.autograd.gradcheck(ssd, tensors)
 
 
+def test_float16_does_not_overflow_in_the_state(device: str) -> None:
+    """Sums of products grow past 65,504, the largest of float16, which q may scale down again."""
+    key = torch.full((1, 1100, 1, 1), 8.0, dtype=torch.float16, device=device)
+    query = torch.full_like(key, 1e-3)
+    y, final = ssd(query, key, key, torch.zeros_like(key[..., 0]))
+    expected = 1e-3 * 64 * torch.arange(1, 1101, device=device)
+    torch.testing.assert_close(y[0, :, 0, 0].float(), expected, rtol=2e-3, atol=0)
+    assert final.item() == 64 * 1100
+
+
 @pytest.mark.parametrize("cu_seqlens", [None, torch.tensor([0, 2, 5])])
 def test_opcheck(cu_seqlens: Tensor | None, device: str) -> None:
     cu_seqlens = cu_seqlens if cu_seqlens is None else cu_seqlens.to(device)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clplat.ops.checks import check_inputs
-from clplat.ops.packed import count_sequences
+from clplat.ops.packed import check_packed
 from clplat.ops.tier import run_tier, state_dtype
 
 
@@ -45,7 +45,7 @@ def delta_rule(
         initial=(initial, "B H K V" if cu_seqlens is None else "N H K V"),
     )
     _check_corrections(n_householder, sizes["T"], sizes[steps])
-    rows = count_sequences("delta_rule", q, initial, cu_seqlens)
+    rows, cu_seqlens = check_packed("delta_rule", q, initial, cu_seqlens)
     if log_decay is None:
         log_decay = torch.zeros_like(q[..., 0])
     if initial is None:

@@ -1,4 +1,5 @@
-"""The four kernels. One program a sequence, head and chunk; of the two that carry the state or its
+"""The four kernels. One program a sequence, chunk and head, sequences and chunks along the grid's
+first axis, which alone holds more than 65,535; of the two that carry the state or its
 gradient, a sequence, head and block of the state's columns.
 
 Layout (B, T, H, width): a row is a token and head. Chunks begin where a sequence does; what is kept
@@ -22,14 +23,14 @@ from clplat.ops.delta_rule.tiles import (
 from clplat.ops.device import sequence
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_kernel(
-    q, k, beta, log_decay, mix, write, inverse, cu_seqlens, T, H, K, V,
+    q, k, beta, log_decay, mix, write, inverse, chunks, cu_seqlens, T, H, K, V,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr,
     STATE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of a chunk: `mix` and `write`, see `cpu.py`, and (I + A)^-1 where asked for."""
-    n, h, chunk = tl.program_id(0) // H, tl.program_id(0) % H, tl.program_id(1)
+    n, chunk, h = tl.program_id(0) // chunks, tl.program_id(0) % chunks, tl.program_id(1)
     begin, length = sequence(cu_seqlens, T, n)
     if chunk * C < length:
         rows, exists = chunk_rows(begin, length, chunk, h, H, C)
@@ -125,15 +126,15 @@ def reverse_kernel(
     tl.store(grad_initial + at, grad_S, inside)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "chunks"])
 def gradient_kernel(
     grad_y, q, k, v, beta, log_decay, inverse, z, grad_z, states, grad_states,
-    grad_q, grad_k, grad_v, grad_beta, grad_log_decay, cu_seqlens, T, H, K, V,
+    grad_q, grad_k, grad_v, grad_beta, grad_log_decay, chunks, cu_seqlens, T, H, K, V,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr,
     STATE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a chunk's inputs; see `dense_backward` in `cpu.py`."""
-    n, h, chunk = tl.program_id(0) // H, tl.program_id(0) % H, tl.program_id(1)
+    n, chunk, h = tl.program_id(0) // chunks, tl.program_id(0) % chunks, tl.program_id(1)
     begin, length = sequence(cu_seqlens, T, n)
     if chunk * C < length:
         rows, exists = chunk_rows(begin, length, chunk, h, H, C)

@@ -113,7 +113,7 @@ def forward(
     gates, cells = empty_trace(kind, h, weight, per_unit)
     final = FORWARD[kind](wide, matrix, state, per_unit, by_head(h, heads), gates, cells)
     final = torch.stack([part.transpose(0, 1) for part in final], 1).flatten(2)
-    return h.to(x.dtype), final, gates.to(x.dtype), cells.to(x.dtype)
+    return h.to(x.dtype), final, gates, cells.to(x.dtype)
 
 
 @dataclass
@@ -274,7 +274,7 @@ def backward(
     matrix = weight.to(dtype).transpose(1, 2).flatten(2).mT
     run = Backward(
         h=by_head(h.to(dtype), heads),
-        gates=gates.to(dtype),
+        gates=gates,
         cells=cells.to(dtype),
         initial=by_head(initial.to(dtype), heads),
         per_unit=None if per_unit is None else per_unit.to(dtype).view(heads, 1, size),
@@ -295,7 +295,9 @@ def backward(
         grad_matrix.baddbmm_(rows(before).mT, rows(grad_product))
     return (
         run.grad_x.permute(0, 2, 3, 1, 4).flatten(3).transpose(0, 1).to(h.dtype),
-        torch.empty_like(weight).copy_(grad_matrix.unflatten(2, (count, size)).transpose(1, 2)),
-        run.grad_state.permute(2, 0, 1, 3).flatten(2).to(initial.dtype),
+        weight.new_empty(weight.shape).copy_(
+            grad_matrix.unflatten(2, (count, size)).transpose(1, 2)
+        ),
+        run.grad_state.permute(2, 0, 1, 3).flatten(2).to(initial.dtype).contiguous(),
         h.new_empty(0) if per_unit is None else run.grad_unit.flatten().to(per_unit.dtype),
     )

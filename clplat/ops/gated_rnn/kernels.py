@@ -132,6 +132,7 @@ def gru_forward_kernel(
 ):  # fmt: skip
     first, head, row, column, mask = place(B, P, SIZE, ROWS)
     H, step, stride_xt = heads * P, tl.cast(B, tl.int64) * heads * P, tl.cast(stride_xt, tl.int64)
+    stride_xg = tl.cast(stride_xg, tl.int64)
     at, at_x, at_state = row * H + column, row * stride_xb + column, row * H + column
     at_gates, at_cells = row * 3 * P + column, row * P + column
     x += first * stride_xb + head * P

@@ -15,6 +15,7 @@ def lstm_forward_kernel(
 ):  # fmt: skip
     first, head, row, column, mask = place(B, P, SIZE, ROWS)
     H, step, stride_xt = heads * P, tl.cast(B, tl.int64) * heads * P, tl.cast(stride_xt, tl.int64)
+    stride_xg = tl.cast(stride_xg, tl.int64)
     at, at_x, at_state = row * H + column, row * stride_xb + column, row * 2 * H + column
     at_gates, at_cells = row * 4 * P + column, row * P + column
     x += first * stride_xb + head * P
@@ -104,6 +105,7 @@ def slstm_forward_kernel(
 ):  # fmt: skip
     first, head, row, column, mask = place(B, P, SIZE, ROWS)
     H, step, stride_xt = heads * P, tl.cast(B, tl.int64) * heads * P, tl.cast(stride_xt, tl.int64)
+    stride_xg = tl.cast(stride_xg, tl.int64)
     at, at_x, at_state = row * H + column, row * stride_xb + column, row * 4 * H + column
     at_gates, at_cells = row * 4 * P + column, row * 3 * P + column
     x += first * stride_xb + head * P
@@ -176,28 +178,28 @@ def slstm_backward_kernel(
     dn = read(grad_final + 2 * H + at_state, mask, STATE)
     for k in tl.range(0, T, num_stages=STAGES):
         t = tl.cast(T - 1 - k, tl.int64)
-        of_gates = gates + t * 4 * step + at_gates
-        i, f = read(of_gates, mask, STATE), read(of_gates + P, mask, STATE)
-        z, o = read(of_gates + 2 * P, mask, STATE), read(of_gates + 3 * P, mask, STATE)
-        of_cells = cells + t * 3 * step + at_cells
-        c = read(of_cells, mask, STATE)
-        n = tl.load(of_cells + P, mask, 1.0).to(STATE)
-        slope = read(of_cells + 2 * P, mask, STATE)
-        c_before = earlier(cells, at_cells, initial + H, at_state, t, 3 * step, mask, STATE)
-        n_before = earlier(cells + P, at_cells, initial + 2 * H, at_state, t, 3 * step, mask, STATE)
+        of_gates, of_cells = gates + t * 4 * step + at_gates, cells + t * 3 * step + at_cells
+        of_x = grad_x + t * 4 * step + at_x
         dh += read(grad_h + t * stride_t + at_grad, mask, STATE)
-        mean = c / n
+        # A gate after another: all at once would not fit the registers.
+        o, n = read(of_gates + 3 * P, mask, STATE), tl.load(of_cells + P, mask, 1.0).to(STATE)
+        mean = read(of_cells, mask, STATE) / n
+        d_o = dh * mean * o * (1 - o)
+        tl.store(of_x + 3 * H, d_o, mask)
         dc += dh * o / n
         dn -= dh * o / n * mean
-        d_i, d_f = (dc * z + dn) * i, (dc * c_before + dn * n_before) * f * slope
-        d_z, d_o = dc * i * (1 - z * z), dh * mean * o * (1 - o)
+        i, z = read(of_gates, mask, STATE), read(of_gates + 2 * P, mask, STATE)
+        d_i, d_z = (dc * z + dn) * i, dc * i * (1 - z * z)
+        tl.store(of_x, d_i, mask)
+        tl.store(of_x + 2 * H, d_z, mask)
+        c_before = earlier(cells, at_cells, initial + H, at_state, t, 3 * step, mask, STATE)
+        n_before = earlier(cells + P, at_cells, initial + 2 * H, at_state, t, 3 * step, mask, STATE)
+        d_f = (dc * c_before + dn * n_before) * read(of_cells + 2 * P, mask, STATE)
+        f = read(of_gates + P, mask, STATE)
+        d_f *= f
+        tl.store(of_x + H, d_f, mask)
         dc *= f
         dn *= f
-        of_x = grad_x + t * 4 * step + at_x
-        tl.store(of_x, d_i, mask)
-        tl.store(of_x + H, d_f, mask)
-        tl.store(of_x + 2 * H, d_z, mask)
-        tl.store(of_x + 3 * H, d_o, mask)
         dh = product(d_i, r_i, PRECISION) + product(d_f, r_f, PRECISION)
         dh += product(d_z, r_z, PRECISION) + product(d_o, r_o, PRECISION)
     tl.store(grad_initial + at_state, dh, mask)

@@ -6,11 +6,16 @@ Kept a step, for the backward pass: as many `gates` as the kind has, and its `ce
 - lstm: i, f, g, o; c
 - gru: r, z, q = R_n h + bias; n
 - slstm: i', f', tanh(z), sigmoid(o); c, n, sigmoid(-f)
+
+Gates stay in the state's precision: the gradient that goes back along the state is multiplied by
+them at every step, and one near 1, rounded in half precision, would wear it down or let it stay.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from clplat.ops.tier import state_dtype
 
 ELMAN = ("tanh", "relu", "leaky_relu")  # h = phi(x + R h), with a leak if there is one
 SLOPE = 0.01  # of leaky_relu where its argument is negative, as torch's
@@ -36,6 +41,6 @@ def empty_trace(kind: str, h: Tensor, weight: Tensor, per_unit: object) -> tuple
     (batch, time, _), (heads, _, size, _) = h.shape, weight.shape
     gates = 0 if kind in ELMAN and per_unit is None else KINDS[kind].gates
     return (
-        h.new_empty(time, heads, batch, gates, size),
+        h.new_empty(time, heads, batch, gates, size, dtype=state_dtype(h)),
         h.new_empty(time, heads, batch, KINDS[kind].cells, size),
     )

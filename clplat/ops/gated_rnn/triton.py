@@ -57,14 +57,21 @@ def resident_bytes(weight: Tensor) -> int:
     return gates * tile(width) ** 2 * weight.element_size() * copies
 
 
-def resident_limit() -> int:
-    """What they may take: most of the shared memory or, on AMD's cards, of the registers."""
-    return (32 if torch.version.hip else 128) * 1024
+def resident_limit(shared: int) -> int:
+    """What they may take: most of a block's shared memory or, on AMD's cards, of the registers."""
+    return 32 << 10 if torch.version.hip else min(128 << 10, shared - (32 << 10))
+
+
+def shared_memory(device: torch.device) -> int:
+    """What a block may have of the device's shared memory, in bytes."""
+    if device.type != "cuda" or torch.version.hip:
+        return 160 << 10
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def fits(kind: str, weight: Tensor) -> bool:
     """Whether the kernels hold the matrices; if not, the user is told, once a kind."""
-    needed, limit = resident_bytes(weight), resident_limit()
+    needed, limit = resident_bytes(weight), resident_limit(shared_memory(weight.device))
     if needed > limit and kind not in told:
         told.add(kind)
         warnings.warn(
@@ -96,7 +103,7 @@ def _launch(kernel: Any, kind: str, h: Tensor, weight: Tensor, **named: Any) -> 
         "OPERAND": operand(h),
         "PRECISION": float32_precision() if h.dtype == torch.float32 else "ieee",
         # Loading a step ahead takes shared memory too.
-        "STAGES": 2 if resident_bytes(weight) < resident_limit() else 1,
+        "STAGES": 2 if resident_bytes(weight) < resident_limit(shared_memory(weight.device)) else 1,
         "SIZE": size,
         "ROWS": ROWS,
     }
@@ -153,7 +160,8 @@ def backward(
     grad_h = _readable(grad_h)
     h = h.transpose(0, 1).contiguous()
     (time, batch, width), (heads, count, size, _) = h.shape, weight.shape
-    grad_x, grad_initial = h.new_empty(time, batch, count, width), torch.empty_like(initial)
+    grad_x = h.new_empty(time, batch, count, width)
+    grad_initial = initial.new_empty(initial.shape)  # contiguous, whatever initial is
     grad_leak = gates.new_empty(triton.cdiv(batch, ROWS), width, dtype=state_dtype(h))
     _launch(
         BACKWARD[kind],
@@ -162,8 +170,8 @@ def backward(
         weight,
         grad_h=grad_h,
         grad_final=grad_final.contiguous(),
-        gates=gates,
-        cells=cells,
+        gates=gates.contiguous(),
+        cells=cells.contiguous(),
         initial=initial.contiguous(),
         leak=None if per_unit is None else per_unit.contiguous(),
         grad_x=grad_x,
@@ -175,7 +183,7 @@ def backward(
     # What reaches the products with the recurrent matrices: grad_x, but for the GRU's q.
     d = grad_x.unflatten(3, (heads, size))
     if kind == "gru":
-        d_q = d[:, :, 2] * gates[:, :, :, 0].transpose(1, 2)  # that of x_n, times r
+        d_q = (d[:, :, 2] * gates[:, :, :, 0].transpose(1, 2)).to(d)  # that of x_n, times r
         d = torch.cat([d[:, :, :2], d_q[:, :, None]], 2)
     before = torch.cat([initial[None, :, 0].to(h.dtype), h[:-1]]).unflatten(2, (heads, size))
     grad_weight = torch.einsum("tbai,tbgaj->agij", before, d)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clplat.ops.checks import check_inputs
-from clplat.ops.packed import count_sequences
+from clplat.ops.packed import check_packed
 from clplat.ops.tier import run_tier, state_dtype
 
 # The input that a kind has beside gate and value.
@@ -46,7 +46,7 @@ def gated_scan(
         lower_bound=(lower_bound, "D"),
         initial=(initial, states),
     )
-    rows = count_sequences("gated_scan", value, initial, cu_seqlens)
+    rows, cu_seqlens = check_packed("gated_scan", value, initial, cu_seqlens)
     if initial is None:
         initial = value.new_zeros(rows, sizes["D"], dtype=state_dtype(value))
     return _forward(kind, gate, value, extra, initial, cu_seqlens)

@@ -92,4 +92,4 @@ def backward(
     grad_value = candidate_backward(kind, grad_new.mul_(w), value)
     grad_gate, *grad_extra = weight_backward(kind, grad_w, w, gate, extra)
     found = [grad_gate, grad_value, grad_initial, *grad_extra]
-    return [gradient.to(x.dtype) for gradient, x in zip(found, like, strict=True)]
+    return [gradient.to(x.dtype).contiguous() for gradient, x in zip(found, like, strict=True)]

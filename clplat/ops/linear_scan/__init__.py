@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clplat.ops.checks import check_inputs
-from clplat.ops.packed import count_sequences
+from clplat.ops.packed import check_packed
 from clplat.ops.tier import run_tier, state_dtype
 
 
@@ -34,7 +34,7 @@ def linear_scan(
         a=(a, axes),
         initial=(initial, states),
     )
-    rows = count_sequences("linear_scan", x, initial, cu_seqlens)
+    rows, cu_seqlens = check_packed("linear_scan", x, initial, cu_seqlens)
     if initial is None:
         initial = x.new_zeros(rows, sizes["D"], dtype=state_dtype(x))
     return _forward(a.expand(x.shape), x, initial, reverse, cu_seqlens)

@@ -57,7 +57,7 @@ def forward_kernel(
     for i in range(length):
         t = length - 1 - i if REVERSE else i
         at = pair * ((begin + t) * D + d)
-        at_a = row + t.to(tl.int64) * stride_at + d * stride_ad
+        at_a = row + t.to(tl.int64) * stride_at + d.to(tl.int64) * stride_ad
         a_re, a_im = load(a + at_a, mask, STATE, COMPLEX)
         x_re, x_im = load(x + at, mask, STATE, COMPLEX)
         h_re, h_im = product(a_re, a_im, h_re, h_im, COMPLEX)
@@ -87,7 +87,7 @@ def backward_kernel(
         t = i if REVERSE else length - 1 - i
         before = t + 1 if REVERSE else t - 1
         at = pair * ((begin + t) * D + d)
-        at_a = row + t.to(tl.int64) * stride_at + d * stride_ad
+        at_a = row + t.to(tl.int64) * stride_at + d.to(tl.int64) * stride_ad
         a_re, a_im = load(a + at_a, mask, STATE, COMPLEX)
         if i < length - 1:
             h_re, h_im = load(h + pair * ((begin + before) * D + d), mask, STATE, COMPLEX)

@@ -89,7 +89,9 @@ def _flatten(memory: Memory, like: list[Tensor], still: list[Tensor]) -> list[Te
     """The way back, as new tensors; where there is no momentum, S is that of `still`."""
     found = [x for part in memory for x in part]
     return [
-        (other if x is None else x).view(shape.shape).to(shape.dtype, copy=True)
+        (other if x is None else x)
+        .reshape(shape.shape)
+        .to(shape.dtype, copy=True, memory_format=torch.contiguous_format)
         for x, other, shape in zip(found, still, like, strict=True)
     ]
 

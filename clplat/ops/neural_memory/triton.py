@@ -136,6 +136,11 @@ def _walk(
     return walk
 
 
+def _copy(x: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of its own, as an op's outputs have to be, of the shape of `like`."""
+    return x.reshape(like.shape).to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -161,7 +166,7 @@ def forward(
         anchor = walk.starts[newest, :, 0] if newest else walk.anchor
     velocity = walk.starts[-1, :, 1] if walk.moving else state[1].to(walk.starts.dtype)
     final = walk.starts[-1, :, 0], velocity, anchor
-    return [y, *(x.reshape(like.shape).clone() for x, like in zip(final, state, strict=True))]
+    return [y, *(_copy(x, like, x.dtype) for x, like in zip(final, state, strict=True))]
 
 
 def backward(
@@ -219,8 +224,5 @@ def backward(
 
     gates = coefficients_backward(grad_weighing, rate, momentum, decay, walk.layout)
     first = ends[0, :, 0], ends[0, :, 1] if walk.moving else gradients[2], grad_anchor
-    states = [
-        x.reshape(like.shape).to(like.dtype, copy=True)
-        for x, like in zip(first, state, strict=True)
-    ]
+    states = [_copy(x, like, like.dtype) for x, like in zip(first, state, strict=True)]
     return [grad_q, grad_k, grad_v, gates[0], *states, *gates[1:]]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clplat.ops.checks import check_inputs
-from clplat.ops.packed import count_sequences
+from clplat.ops.packed import check_packed
 from clplat.ops.selective_scan.chunks import count_rows
 from clplat.ops.tier import run_tier, state_dtype
 
@@ -42,7 +42,7 @@ def selective_scan(
         D=(D, "E"),
         initial=(initial, states),
     )
-    rows = count_sequences("selective_scan", x, initial, cu_seqlens)
+    rows, cu_seqlens = check_packed("selective_scan", x, initial, cu_seqlens)
     if D is None:
         D = A.new_zeros(sizes["E"])
     if initial is None:

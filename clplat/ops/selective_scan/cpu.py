@@ -139,7 +139,7 @@ def backward(
         torch.empty_like(tensor, memory_format=torch.contiguous_format)
         for tensor in (s.x, s.dt, s.B, s.C)
     )
-    grad_A, grad_h = torch.zeros_like(s.A), grad_final.to(s.x.dtype)
+    grad_A, grad_h = s.A.new_zeros(s.A.shape), grad_final.to(s.x.dtype)
     decays, states, grads = s.buffer(), s.buffer(1), s.buffer()
     for chunk, part in reversed(list(enumerate(s.parts))):
         dt_part, x_part, dy = s.dt[part], s.x[part], grad_y[part]

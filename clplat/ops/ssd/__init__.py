@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clplat.ops.checks import check_inputs
-from clplat.ops.packed import count_sequences
+from clplat.ops.packed import check_packed
 from clplat.ops.ssd.mlstm import mlstm
 from clplat.ops.tier import run_tier, state_dtype
 
@@ -37,7 +37,7 @@ def ssd(
         log_decay=(log_decay, "B T H"),
         initial=(initial, "B H K V" if cu_seqlens is None else "N H K V"),
     )
-    rows = count_sequences("ssd", q, initial, cu_seqlens)
+    rows, cu_seqlens = check_packed("ssd", q, initial, cu_seqlens)
     if initial is None:
         shape = rows, sizes["H"], sizes["K"], sizes["V"]
         initial = q.new_zeros(shape, dtype=state_dtype(q))

@@ -2,8 +2,9 @@
 
 The states run forward for the output, and in the other direction for the gradients, by the same
 kernel. Sequence n keeps those of its chunk c in slot begin // CHUNK + n + c, which no other
-sequence reaches. Widths beyond a block are looped over. Layout (B, T, H, ...); a chunk's
-offset is 64 bits wide, those in it are 32, which saves registers.
+sequence reaches. Chunks lie along the grid's first axis, which alone holds more than 65,535. Widths
+beyond a block are looped over. Layout (B, T, H, ...); a chunk's offset is 64 bits wide, those in it
+are 32, which saves registers.
 """
 
 import torch
@@ -89,17 +90,16 @@ def states_kernel(
     write(final + here, state, row, row < K, first_v, V, BLOCK_V)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "chunks"])
 def output_kernel(
-    q, k, v, log_decay, states, y, cu_seqlens, T, H,
+    q, k, v, log_decay, states, y, chunks, cu_seqlens, T, H,
     K: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr, STATE: tl.constexpr,
     OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """What q reads of the steps up to its own; in reverse, of those from its own on, which is the
     gradient of v where q is k, k is q, v is grad_y, and states are their gradients.
     """
-    head, c = tl.program_id(0), tl.program_id(1)
-    n, h = head // H, head % H
+    n, c, h = tl.program_id(0) // chunks, tl.program_id(0) % chunks, tl.program_id(1)
     begin, length = sequence(cu_seqlens, T, n)
     step = tl.arange(0, CHUNK)
     count = min(length - c * CHUNK, CHUNK)
@@ -130,15 +130,14 @@ def output_kernel(
             write(y + at * V, answers, rows, live, b, V, BLOCK_V)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "chunks"])
 def gradient_kernel(
     q, k, v, log_decay, grad_y, states, grad_states, grad_q, grad_k, grad_log_decay,
-    cu_seqlens, T, H,
+    chunks, cu_seqlens, T, H,
     K: tl.constexpr, V: tl.constexpr, STATE: tl.constexpr, OPERAND: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    head, c = tl.program_id(0), tl.program_id(1)
-    n, h = head // H, head % H
+    n, c, h = tl.program_id(0) // chunks, tl.program_id(0) % chunks, tl.program_id(1)
     begin, length = sequence(cu_seqlens, T, n)
     step = tl.arange(0, CHUNK)
     count = min(length - c * CHUNK, CHUNK)
@@ -206,7 +205,7 @@ class _Launch:
         half = q.dtype in (torch.float16, torch.bfloat16)
         # Products in float32 are not for matrix units; larger tiles of it would spill.
         chunk, self.block = (64, 64) if half else (32, 32)
-        self.heads, self.chunks = count * self.H, triton.cdiv(longest, chunk)
+        self.count, self.chunks = count, triton.cdiv(longest, chunk)
         self.slots = batch * time // chunk + count
         self.constants = {
             "K": self.K, "V": self.V, "STATE": accumulator(q), "CHUNK": chunk,
@@ -227,7 +226,7 @@ class _Launch:
         states = k.new_empty(self.slots, self.H, self.K, self.V)
         final = torch.empty_like(initial, dtype=state_dtype(k))
         blocks = self.blocks(self.block)
-        grid = (self.heads, *map(triton.cdiv, (self.K, self.V), blocks.values()))
+        grid = (self.count * self.H, *map(triton.cdiv, (self.K, self.V), blocks.values()))
         states_kernel[grid](
             k, v, log_decay, initial, states, final, self.cu_seqlens, self.time, self.H,
             REVERSE=reverse, num_warps=8, **blocks, **self.constants,
@@ -235,26 +234,38 @@ class _Launch:
         return states, final
 
     def output(self, *tensors: Tensor, reverse: bool) -> None:
-        output_kernel[self.heads, self.chunks](
-            *tensors, self.cu_seqlens, self.time, self.H,
+        output_kernel[self.count * self.chunks, self.H](
+            *tensors, self.chunks, self.cu_seqlens, self.time, self.H,
             REVERSE=reverse, **self.blocks(self.block), **self.constants,
         )  # fmt: skip
 
     def gradients(self, *tensors: Tensor) -> None:
         # Beside two matrices of a chunk by a chunk, larger blocks would spill.
-        gradient_kernel[self.heads, self.chunks](
-            *tensors, self.cu_seqlens, self.time, self.H, **self.blocks(32), **self.constants
+        gradient_kernel[self.count * self.chunks, self.H](
+            *tensors,
+            self.chunks,
+            self.cu_seqlens,
+            self.time,
+            self.H,
+            **self.blocks(32),
+            **self.constants,
         )
+
+
+def _operand(x: Tensor) -> Tensor:
+    """As the kernels read it. Float16 ends at 65,504, which sums over a sequence may pass."""
+    return (x.float() if x.dtype == torch.float16 else x).contiguous()
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial: Tensor, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    q, k, v, log_decay, initial = (x.contiguous() for x in (q, k, v, log_decay, initial))
+    dtype = q.dtype
+    q, k, v, log_decay, initial = map(_operand, (q, k, v, log_decay, initial))
     launch, y = _Launch(q, v, cu_seqlens), torch.empty_like(v)
     states, final = launch.states(k, v, log_decay, initial, reverse=False)
     launch.output(q, k, v, log_decay, states, y, reverse=False)
-    return y, final
+    return y.to(dtype), final
 
 
 def backward(
@@ -266,9 +277,10 @@ def backward(
     log_decay: Tensor,
     initial: Tensor,
     cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, log_decay and initial."""
-    inputs = tuple(x.contiguous() for x in (q, k, v, log_decay, grad_y))
+    dtypes = [x.dtype for x in (q, k, v, log_decay, initial)]
+    inputs = tuple(map(_operand, (q, k, v, log_decay, grad_y)))
     q, k, v, log_decay, grad_y = inputs
     launch = _Launch(q, v, cu_seqlens)
     states, _ = launch.states(k, v, log_decay, initial.contiguous(), reverse=False)
@@ -277,4 +289,5 @@ def backward(
     grad_q, grad_k, grad_v, grad_log_decay = (torch.empty_like(x) for x in inputs[:4])
     launch.output(k, q, grad_y, log_decay, grad_states, grad_v, reverse=True)
     launch.gradients(*inputs, states, grad_states, grad_q, grad_k, grad_log_decay)
-    return grad_q, grad_k, grad_v, grad_log_decay, grad_initial.to(initial.dtype)
+    found = grad_q, grad_k, grad_v, grad_log_decay, grad_initial
+    return tuple(x.to(dtype) for x, dtype in zip(found, dtypes, strict=True))

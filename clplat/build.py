@@ -156,6 +156,7 @@ def build_learner(
         "model": classifier(encoder, head),
         "optimizer": build_node(config, "optimizer"),
         "evaluator": Evaluator(scenario.score),
+        "criterion": scenario.criterion,
         "batch_size": train["batch_size"],
         "epochs": train["epochs"],
         "eval_batch_size": config["eval"]["batch_size"],

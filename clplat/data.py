@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from clplat.prepare import Prepare
 
-Columns = list[Tensor]  # [x (N, ...), y (N,), task (N,)]
+Columns = list[Tensor]  # [x (N, ...), y (N,) or a target for each of its parts (N, ...), task (N,)]
 
 
 class TensorData(Dataset):
@@ -29,15 +29,19 @@ class TensorData(Dataset):
     def __len__(self) -> int:
         return len(self.columns[1])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         x, y, _ = self.columns
-        return self.prepare(x[index : index + 1])[0], int(y[index])
+        return self.prepare(x[index : index + 1])[0], y[index] if y.ndim > 1 else int(y[index])
 
 
 def avalanche_dataset(data: TensorData) -> TaskAwareSupervisedClassificationDataset:
-    """The same samples behind Avalanche's interface: targets and task labels as attributes."""
+    """The same samples behind Avalanche's interface: targets and task labels as attributes.
+
+    To Avalanche, samples with several targets each are of one class, 0.
+    """
     tasks = ConstantSequence(data.task, len(data))
-    targets: Any = data.columns[1].tolist()
+    y = data.columns[1]
+    targets: Any = ConstantSequence(0, len(y)) if y.ndim > 1 else y.tolist()
     return TaskAwareSupervisedClassificationDataset(
         [data],
         data_attributes=[DataAttribute(targets, "targets"), TaskLabels(tasks)],

@@ -141,7 +141,7 @@ class EventWriter:
             self._writer.add_scalar(tag, value, step)
 
     def finish(self, result: dict[str, Any], matrix: Matrix) -> None:
-        figure = matrix_figure(matrix, title=result["strategy"])
+        figure = matrix_figure(matrix, result["strategy"], result["score"])
         self._writer.add_figure("accuracy_matrix", figure)
         close(figure)
         self._writer.add_text("accuracy_matrix", matrix_markdown(matrix))

@@ -1,6 +1,6 @@
 """Figures of runs, drawn without a display and without pyplot's global state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,20 @@ def close(figure: Figure) -> None:
     figure.clear()
 
 
-def _draw_matrix(axes: Any, matrix: Matrix, title: str) -> Any:
+def _scale(matrices: Iterable[Matrix]) -> tuple[float, float]:
+    """0 to 1 where all scores lie in it, as accuracies do; else from the least to the largest."""
+    scores = np.concatenate([matrix[:-1].ravel() for matrix in matrices])
+    least, largest = float(np.nanmin(scores)), float(np.nanmax(scores))
+    return (0.0, 1.0) if least >= 0 and largest <= 1 else (least, largest)
+
+
+def _draw_matrix(axes: Any, matrix: Matrix, title: str, scale: tuple[float, float]) -> Any:
     size = matrix.shape[1]
-    image = axes.imshow(matrix[:size], vmin=0, vmax=1, cmap="cividis")
+    image = axes.imshow(matrix[:size], vmin=scale[0], vmax=scale[1], cmap="cividis")
     if size <= 12:
         for (i, j), value in np.ndenumerate(matrix[:size]):
-            colour = "white" if value < 0.55 else "black"
+            dark = (value - scale[0]) / max(scale[1] - scale[0], 1e-12) < 0.55
+            colour = "white" if dark else "black"
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7.5)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("tested on experience")
@@ -39,50 +47,55 @@ def _draw_matrix(axes: Any, matrix: Matrix, title: str) -> Any:
     return image
 
 
-def matrix_figure(matrix: Matrix, title: str) -> Figure:
+def matrix_figure(matrix: Matrix, title: str, score: str = "accuracy") -> Figure:
     """The accuracy matrix as a heat map: rows after an experience, columns tested on one."""
     figure = _figure(4.8, 4)
-    image = _draw_matrix(figure.add_subplot(), matrix, title)
-    figure.colorbar(image, label="accuracy", shrink=0.85)
+    image = _draw_matrix(figure.add_subplot(), matrix, title, _scale([matrix]))
+    figure.colorbar(image, label=score, shrink=0.85)
     return figure
 
 
-def matrices_figure(matrices: Mapping[str, Matrix], title: str) -> Figure:
+def matrices_figure(matrices: Mapping[str, Matrix], title: str, score: str = "accuracy") -> Figure:
     """Heat maps of several strategies side by side, on one scale."""
     columns = min(3, len(matrices))
     rows = -(-len(matrices) // columns)
     figure = _figure(3.4 * columns + 0.8, 3.3 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
     image: Any = None
+    scale = _scale(matrices.values())
     for axes in grid.flat[len(matrices) :]:
         axes.set_visible(False)
     for axes, (name, matrix) in zip(grid.flat, matrices.items(), strict=False):
-        image = _draw_matrix(axes, matrix, name)
+        image = _draw_matrix(axes, matrix, name, scale)
     for axes in grid.flat:
         axes.label_outer()
-    figure.colorbar(image, ax=grid, label="accuracy", shrink=0.6)
+    figure.colorbar(image, ax=grid, label=score, shrink=0.6)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]], title: str) -> Figure:
-    """Accuracy over the experiences so far: mean over runs, and a band of one deviation."""
+def curves_figure(
+    curves: Mapping[str, Sequence[Sequence[float]]], title: str, score: str = "accuracy"
+) -> Figure:
+    """Score over the experiences so far: mean over runs, and a band of one deviation."""
     longest = max(len(runs[0]) for runs in curves.values())
     lines = {name: (np.arange(1, len(runs[0]) + 1), runs) for name, runs in curves.items()}
     figure, axes = _lines_figure(lines, title, markers=True)
     axes.set_xlabel("experiences trained")
-    axes.set_ylabel("accuracy over the experiences so far")
+    axes.set_ylabel(f"{score} over the experiences so far")
     axes.set_xticks(range(1, longest + 1, 1 if longest <= 20 else longest // 10))
     return figure
 
 
 def anytime_figure(
-    curves: Mapping[str, tuple[Sequence[int], Sequence[Sequence[float]]]], title: str
+    curves: Mapping[str, tuple[Sequence[int], Sequence[Sequence[float]]]],
+    title: str,
+    score: str = "accuracy",
 ) -> Figure:
-    """Accuracy against samples seen: of each name the samples, and the accuracies of each run."""
+    """Score against samples seen: of each name the samples, and the scores of each run."""
     figure, axes = _lines_figure(curves, title, markers=False)
     axes.set_xlabel("samples seen")
-    axes.set_ylabel("accuracy over what was seen so far")
+    axes.set_ylabel(f"{score} over what was seen so far")
     return figure
 
 
@@ -99,7 +112,9 @@ def _lines_figure(
         marker = MARKERS[k % len(MARKERS)] if markers else None
         axes.plot(x, mean, color=colour, marker=marker, markersize=5, label=name, linewidth=1.6)
         axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
-    axes.set_ylim(0, 1.02)
+    scores = np.concatenate([np.ravel(runs) for _, runs in lines.values()])
+    if scores.min() >= 0 and scores.max() <= 1:
+        axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=11)

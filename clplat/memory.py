@@ -70,6 +70,8 @@ def herding_keys(features: Tensor, labels: Tensor, count: int) -> Tensor:
 class Memory:
     """Up to `capacity` samples, each a row in every column given to `add`; y is the second column.
 
+    Samples with several targets each are all of one class.
+
     Keys and labels are kept on the CPU, so that choosing slots never waits for the device.
     """
 
@@ -112,7 +114,8 @@ class Memory:
         """
         if self.policy == "herding" and keys is None:
             raise ValueError("a herding memory needs keys: herding ranks within each class")
-        labels = columns[1].cpu().numpy()
+        several = columns[1].ndim > 1
+        labels = np.zeros(len(columns[1]), int) if several else columns[1].cpu().numpy()
         if not len(labels):
             return
         new = (self._new_keys(len(labels)) if keys is None else keys.double().cpu()).numpy()

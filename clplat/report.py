@@ -129,13 +129,15 @@ def write_figures(groups: dict[str, Runs], scenarios: str, folder: Path) -> list
     """
     curves = {name: [r["accuracy_so_far"] for _, r in runs] for name, runs in groups.items()}
     matrices = {name: mean_matrix(runs) for name, runs in groups.items()}
+    named = {r.get("score", "accuracy") for runs in groups.values() for _, r in runs}
+    score = named.pop() if len(named) == 1 else "score"
     over_seeds = f"{scenarios}: mean and standard deviation over seeds"
     figures = {
-        "accuracy.png": curves_figure(curves, over_seeds),
-        "accuracy_matrix.png": matrices_figure(matrices, f"{scenarios}: mean over seeds"),
+        "accuracy.png": curves_figure(curves, over_seeds, score),
+        "accuracy_matrix.png": matrices_figure(matrices, f"{scenarios}: mean over seeds", score),
     }
     if anytime := anytime_curves(groups):
-        figures["anytime.png"] = anytime_figure(anytime, over_seeds)
+        figures["anytime.png"] = anytime_figure(anytime, over_seeds, score)
     for name, figure in figures.items():
         figure.savefig(folder / name)
     return [folder / name for name in figures]

@@ -144,6 +144,7 @@ def run(
         result = {
             **names,
             "experiences": size,
+            "score": scenario.score.__name__.replace("_", " "),
             **metrics.summary(matrix),
             "average_incremental_accuracy_pooled": metrics.average_incremental_accuracy(
                 matrix, [len(e.classes_in_this_experience) for e in counted]

@@ -13,7 +13,8 @@ from clplat.prepare import Prepare
 class Scenario(CLScenario):
     """An Avalanche scenario with a train and a test stream, and what a model needs to know of it.
 
-    `score` is higher-is-better and is what the accuracy matrix holds. `class_order` gives the
+    `score` is higher-is-better and is what the accuracy matrix holds, `criterion` the loss (output,
+    target) of a batch, None for cross-entropy. `class_order` gives the
     source's class behind each label, where a source was split. `marks` make it a stream without
     boundaries: one training experience whose samples come once and in order, with as many test
     experiences as there are marks; row k of the matrix is taken after `marks[k]` samples, and
@@ -32,13 +33,15 @@ class Scenario(CLScenario):
         task_labels: bool = False,
         prepare: Callable[[Tensor, bool], Tensor] = Prepare(),  # noqa: B008
         score: Score = accuracy,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         class_order: Sequence[int] | None = None,
         marks: Sequence[int] = (),
         begins: Sequence[int] = (),
     ):
         super().__init__(list(streams))
         self.n_classes, self.input_shape, self.task_labels = n_classes, input_shape, task_labels
-        self.prepare, self.score, self.class_order = prepare, score, class_order
+        self.prepare, self.score, self.criterion = prepare, score, criterion
+        self.class_order = class_order
         self.marks, self.begins = tuple(marks), tuple(begins)
         if self.marks:
             self.train_stream[0].ordered = True

@@ -31,8 +31,12 @@ def make_scenario(
     task_labels: bool,
     prepare: Prepare,
     class_order: Sequence[int] | None = None,
+    **score_and_criterion: Any,
 ) -> Scenario:
-    """Experience k of either stream has its k-th pair; its task is k, or 0 without labels."""
+    """Experience k of either stream has its k-th pair; its task is k, or 0 without labels.
+
+    `score_and_criterion` are those of `Scenario`, where it is not accuracy and cross-entropy.
+    """
     streams = [
         _stream(name, pairs, task_labels, prepare)
         for name, pairs in (("train", train), ("test", test))
@@ -44,6 +48,7 @@ def make_scenario(
         task_labels=task_labels,
         prepare=prepare,
         class_order=class_order,
+        **score_and_criterion,
     )
 
 

@@ -227,3 +227,14 @@ def test_bytes_are_those_of_the_inputs_as_tensors(dataset, size):
     assert bytes_of(dataset) == size
     x = tensors_of(dataset)[0]
     assert x.numel() * x.element_size() == size
+
+
+def test_a_target_for_each_part_of_a_sample_is_kept_whole():
+    """As in language modelling: to Avalanche such samples are of one class."""
+    x, y = torch.rand(5, 3), torch.arange(15).reshape(5, 3)
+    dataset = avalanche_dataset(TensorData(x, y, task=2))
+    found = tensors_of(dataset)
+    assert torch.equal(found[1], y)
+    assert found[2].tolist() == [2] * 5
+    assert dataset.targets.uniques == {0}
+    assert torch.equal(dataset[3][1], y[3])

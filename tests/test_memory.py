@@ -351,3 +351,12 @@ def test_a_capacity_below_one_is_refused(capacity):
 def test_herding_asks_for_keys():
     with pytest.raises(ValueError, match="a herding memory needs keys: herding ranks within each"):
         Memory(5, "herding").add(*samples([0, 1]))
+
+
+def test_samples_with_several_targets_are_held_as_one_class():
+    memory = Memory(4, "class_balanced")
+    x, y = torch.arange(6.0)[:, None], torch.arange(18).reshape(6, 3)
+    memory.add(x, y, torch.zeros(6, dtype=torch.long))
+    held_x, held_y, _ = memory.all()
+    assert len(held_x) == 4
+    assert torch.equal(held_y, y[held_x[:, 0].long()])

@@ -29,7 +29,7 @@ def written(tmp_path):
     for k in range(2):
         record.epoch(k, 0, 10 * (k + 1), loss=1.5 - k, score=0.5)
         record.experience(k, MATRIX)
-    record.finish({**NAMES, "accuracy": 0.55}, MATRIX)
+    record.finish({**NAMES, "score": "accuracy", "accuracy": 0.55}, MATRIX)
     record.close()
     return out
 

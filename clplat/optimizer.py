@@ -27,7 +27,23 @@ def make_optimizer(factory: OptimizerFactory, model: nn.Module) -> tuple[Optimiz
     """The optimizer, and the parameters it holds by name, which `follow` needs later."""
     groups = trainable(model)
     held = {name: p for group in groups for name, p in group["params"].items()}
-    return factory([{**g, "params": list(g["params"].values())} for g in groups]), held
+    optimizer = factory([{**g, "params": list(g["params"].values())} for g in groups])
+    _begin_momentum(optimizer)
+    return optimizer, held
+
+
+def _begin_momentum(optimizer: Optimizer) -> None:
+    """Zeros for SGD's momentum, which is how it begins.
+
+    torch makes them at a parameter's first gradient, and its fused form breaks off where some have
+    theirs and others not yet, such as the head of a task that is still to come.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["momentum"] and group["fused"]:
+            for parameter in group["params"]:
+                if parameter not in optimizer.state and not group["dampening"]:
+                    zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                    optimizer.state[parameter]["momentum_buffer"] = zeros
 
 
 def _grew(old: Tensor, new: Tensor) -> bool:
@@ -69,4 +85,5 @@ def follow(optimizer: Optimizer, model: nn.Module, held: Names) -> Names:
             optimizer.param_groups[i]["params"] = parameters
         else:
             optimizer.add_param_group({**group, "params": parameters})
+    _begin_momentum(optimizer)
     return now

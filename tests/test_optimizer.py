@@ -217,3 +217,28 @@ def test_a_group_that_is_gone_is_no_longer_stepped(model):
     del groups[1]
     follow(optimizer, model, held)
     assert [id(p) for p in held_by(optimizer)] == [id(model[0].weight)]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_fused_momentum_may_begin_later_for_some_parameters(nesterov):
+    """As that of a task's head, which gets no gradient before its task comes."""
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 2)])
+
+        def sgd(groups, fused=fused):
+            options = {"momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.1}
+            return torch.optim.SGD(groups, lr=0.1, fused=fused, **options)
+
+        optimizer, held = make_optimizer(sgd, model)
+        for step in range(6):
+            if step == 4:
+                model.append(nn.Linear(3, 2))
+                held = follow(optimizer, model, held)
+            optimizer.zero_grad()
+            used = model[: step // 2 + 2]
+            sum(layer(torch.ones(1, 3)).square().sum() for layer in used).backward()
+            optimizer.step()
+        results.append(list(model.parameters()))
+    torch.testing.assert_close(*results)

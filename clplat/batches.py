@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from clplat.data import Columns, bytes_of, tensors_of
+from clplat.drawn import DrawnBatches, drawn_data
 
 
 class Batches:
@@ -65,7 +66,11 @@ def make_batches(
     workers: int = 0,
     drop_last: bool = False,
 ) -> Iterable[Columns]:
-    """Resident batches, or a DataLoader where the data would take more than `resident_bytes`."""
+    """Fresh batches where the data draws them, else resident ones, or a DataLoader where the data
+    would take more than `resident_bytes`.
+    """
+    if drawn := drawn_data(dataset):
+        return DrawnBatches(drawn, batch_size, device, order)
     if bytes_of(dataset) <= resident_bytes:
         return Batches([c.to(device) for c in tensors_of(dataset)], batch_size, order, drop_last)
     return DataLoader(

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from clplat.adapter import AvalancheTemplate, TemplateStrategy
 from clplat.backbones.classifier import classifier
 from clplat.backbones.heads import NearestMean, NearestMeanFit
+from clplat.backbones.levels import Levels
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from clplat.learner import Learner
@@ -70,6 +71,11 @@ def check_fit(head: Any, strategy: Any, scenario: Scenario) -> None:
         raise InputError(
             f"strategy: {type(strategy).__name__} needs task labels, and the scenario gives none; "
             "set scenario.task_labels=true, or choose another strategy"
+        )
+    if scenario.head == "levels" and not isinstance(head, Levels):
+        raise InputError(
+            f"head: {type(head).__name__} gives one answer a sample, and this scenario asks for "
+            "several levels at once; set head=levels"
         )
     if scenario.marks:
         check_stream(head, strategy)

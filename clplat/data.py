@@ -34,14 +34,15 @@ class TensorData(Dataset):
         return self.prepare(x[index : index + 1])[0], y[index] if y.ndim > 1 else int(y[index])
 
 
-def avalanche_dataset(data: TensorData) -> TaskAwareSupervisedClassificationDataset:
-    """The same samples behind Avalanche's interface: targets and task labels as attributes.
+def avalanche_dataset(data: Any) -> TaskAwareSupervisedClassificationDataset:
+    """Samples that lie ready (TensorData) or are drawn (DrawnData) behind Avalanche's interface:
+    targets and task labels as attributes.
 
-    To Avalanche, samples with several targets each are of one class, 0.
+    To Avalanche, samples that are drawn or have several targets each are of one class, 0.
     """
     tasks = ConstantSequence(data.task, len(data))
-    y = data.columns[1]
-    targets: Any = ConstantSequence(0, len(y)) if y.ndim > 1 else y.tolist()
+    held = isinstance(data, TensorData) and data.columns[1].ndim == 1
+    targets: Any = data.columns[1].tolist() if held else ConstantSequence(0, len(data))
     return TaskAwareSupervisedClassificationDataset(
         [data],
         data_attributes=[DataAttribute(targets, "targets"), TaskLabels(tasks)],
@@ -91,8 +92,9 @@ def _labels(data: Any) -> Tensor:
     return torch.as_tensor([int(label) for label in data], dtype=torch.long)
 
 
-def _first_leaf(data: object) -> object:
-    return _first_leaf(data._datasets[0]) if isinstance(data, FlatData) else data
+def first_leaf(data: object) -> object:
+    """The first dataset at the bottom of a tree of subsets and concatenations."""
+    return first_leaf(data._datasets[0]) if isinstance(data, FlatData) else data
 
 
 def tensors_of(dataset: AvalancheDataset, stored: bool = True) -> Columns:
@@ -107,7 +109,7 @@ def tensors_of(dataset: AvalancheDataset, stored: bool = True) -> Columns:
         loader = DataLoader(items, batch_size=512, collate_fn=dataset.collate_fn)
         batches = [list(batch) for batch in loader]
         columns = [torch.cat([torch.as_tensor(b[i]) for b in batches]) for i in (0, 1)]
-    leaf = _first_leaf(dataset._flat_data)
+    leaf = first_leaf(dataset._flat_data)
     x = columns[0] if stored or not isinstance(leaf, TensorData) else leaf.prepare(columns[0])
     y = columns[1].long()
     task = getattr(dataset, "targets_task_labels", None)
@@ -118,7 +120,7 @@ def tensors_of(dataset: AvalancheDataset, stored: bool = True) -> Columns:
 
 def bytes_of(dataset: AvalancheDataset) -> int:
     """The bytes that a dataset's inputs take as tensors, judged by its first sample."""
-    leaf = _first_leaf(dataset._flat_data)
+    leaf = first_leaf(dataset._flat_data)
     if isinstance(leaf, TensorData | TensorDataset):
         sample = (leaf.columns if isinstance(leaf, TensorData) else leaf.tensors)[0][0]
     else:

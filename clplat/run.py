@@ -154,6 +154,7 @@ def run(
             "accuracy_so_far": metrics.accuracy_so_far(matrix),
             "parameters": sum(p.numel() for p in learner.model.parameters()),
             "memory_bytes": memory_bytes(strategy),
+            "measured": getattr(strategy, "measured", {}),  # by the strategy, of itself
             "seconds": round(time.perf_counter() - began, 3),
             "peak_memory_bytes": peak_memory(learner.device),
             "digest": digest,

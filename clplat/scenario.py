@@ -18,7 +18,8 @@ class Scenario(CLScenario):
     source's class behind each label, where a source was split. `marks` make it a stream without
     boundaries: one training experience whose samples come once and in order, with as many test
     experiences as there are marks; row k of the matrix is taken after `marks[k]` samples, and
-    test experience j counts as seen once there were `begins[j]`.
+    test experience j counts as seen once there were `begins[j]`. `head` names the one head config
+    that fits, where not any does.
     """
 
     train_stream: Any
@@ -37,11 +38,12 @@ class Scenario(CLScenario):
         class_order: Sequence[int] | None = None,
         marks: Sequence[int] = (),
         begins: Sequence[int] = (),
+        head: str | None = None,
     ):
         super().__init__(list(streams))
         self.n_classes, self.input_shape, self.task_labels = n_classes, input_shape, task_labels
         self.prepare, self.score, self.criterion = prepare, score, criterion
         self.class_order = class_order
-        self.marks, self.begins = tuple(marks), tuple(begins)
+        self.marks, self.begins, self.head = tuple(marks), tuple(begins), head
         if self.marks:
             self.train_stream[0].ordered = True

@@ -24,9 +24,19 @@ def files(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
+# What cannot be built beside the default choices of the other groups, and what it goes with.
+LEVELS = ("scenario=n_parity", "backbone=recurrent", "backbone.width=8", "head=levels")
+COMPANIONS = {
+    "scenario=n_parity": LEVELS,
+    "backbone=recurrent": LEVELS,
+    "head=levels": LEVELS,
+}
+
+
 def composed(*overrides: str) -> dict[str, Any]:
     with initialize_config_module("clplat.conf", version_base="1.3"):
-        node = compose("config", overrides=["scenario.experiences=2", *overrides])
+        more = COMPANIONS.get(overrides[0], ())
+        node = compose("config", overrides=["scenario.experiences=2", *overrides, *more])
     config: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     check(config, [])
     return config
@@ -105,7 +115,7 @@ def test_every_backbone_trains_one_step(name):
 
 @pytest.mark.parametrize("name", files("head"))
 def test_every_head_trains_one_step(name):
-    labels = "true" if name == "multi" else "false"
+    labels = "true" if name in ("multi", "levels") else "false"
     train_one_step(composed(f"head={name}", f"scenario.task_labels={labels}"))
 
 

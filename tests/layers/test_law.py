@@ -15,7 +15,7 @@ from clplat.backbones.sequence import SequenceModel
 
 CONF = Path(clplat.conf.__file__).parent
 NAMES = sorted(
-    file.stem for file in (CONF / "backbone").glob("*.yaml") if "layer:" in file.read_text()
+    file.stem for file in (CONF / "backbone").glob("*.yaml") if "[sequence" in file.read_text()
 )
 TIME = 37  # longer than every default window and chunk
 

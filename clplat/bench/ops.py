@@ -222,7 +222,8 @@ def layers() -> dict[str, Callable[[int], nn.Module]]:
     for file in sorted(Path(str(files("clplat.conf"))).glob("backbone/*.yaml")):
         with initialize_config_module("clplat.conf", version_base="1.3"):
             node = compose("config", overrides=[f"backbone={file.stem}"]).backbone
-        if isinstance(node.get("layer"), DictConfig) and file.stem not in ("attention", "sequence"):
+        single = "[sequence" in file.read_text() and isinstance(node.layer, DictConfig)
+        if single and file.stem != "attention":
             found[file.stem] = instantiate(node.layer, _convert_="all")
     return found
 

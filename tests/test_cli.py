@@ -142,7 +142,7 @@ def test_help_lists_groups_and_examples(command):
     outcome = command("--help")
     assert outcome.status == 0
     assert "clplat -m strategy=replay,ewc seed=0,1,2" in outcome.out
-    assert "scenario: avalanche, parity, permuted_digits" in outcome.out
+    assert "scenario: avalanche, languages, n_parity" in outcome.out
     assert "batch_size: 32" in outcome.out
     assert "# passes over each experience" in outcome.out
     assert 'eval "$(clplat -sc install=bash)"' in outcome.out

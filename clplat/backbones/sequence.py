@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from clplat.errors import InputError
 from clplat.layers.layer import Layer
 from clplat.layers.norm import RMSNorm
 
@@ -95,7 +96,7 @@ class SequenceModel(nn.Module):
                 f"{self.input_shape}"
             )
         if isinstance(self.input, nn.Embedding):
-            return self.input(x.long())
+            return _embed(self.input, x.long())
         if len(self.input_shape) == 3:
             x = x.flatten(2).mT  # (B, C, H, W) -> (B, H * W, C)
         elif len(self.input_shape) == 1:
@@ -115,3 +116,14 @@ class SequenceModel(nn.Module):
         if self.pooling == "none":
             return h
         return h.mean(1) if self.pooling == "mean" else h[:, -1]
+
+
+def _embed(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
+    try:
+        return embedding(tokens)
+    except IndexError as error:  # looked at only here: to check every batch would cost time
+        least, largest = int(tokens.min()), int(tokens.max())
+        raise InputError(
+            f"backbone.vocabulary={embedding.num_embeddings}: the data has tokens from {least} to "
+            f"{largest}; set backbone.vocabulary={largest + 1} or more"
+        ) from error

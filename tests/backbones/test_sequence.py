@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from clplat.backbones.sequence import Block, SequenceModel
+from clplat.errors import InputError
 from clplat.layers.attention import SlidingWindowAttention
 from clplat.layers.gated import MinGRU
 from clplat.layers.layer import Layer, State
@@ -205,3 +206,11 @@ def test_works_in_half_precision():
 def test_bad_arguments_are_named(settings, text):
     with pytest.raises(ValueError, match=text):
         model(**settings)
+
+
+def test_a_vocabulary_too_small_for_the_data_is_told():
+    model = SequenceModel((5,), MinGRU, width=8, vocabulary=2)
+    with pytest.raises(
+        InputError, match=r"backbone.vocabulary=2: the data has tokens from 0 to 4; set backbone.vo"
+    ):
+        model(torch.arange(5.0)[None])

@@ -9,9 +9,9 @@ from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
-from clplat.digest import PLACES, SEEDS
 from clplat.figures import close, matrix_figure
 from clplat.metrics import Matrix
+from clplat.naming import settings
 
 # Generated modules, whose names no type checker can see.
 api: Any = api_pb2
@@ -26,11 +26,8 @@ FINAL = (
     "forward_transfer",
     "learning_accuracy",
 )
-NOT_HYPERPARAMETERS = (  # places, seeds, and what changes how a run runs but not what it is
-    *PLACES,
-    *SEEDS,
-    *("device", "threads", "compile", "data", "eval"),
-)
+# What changes how a run runs but not what it is.
+NOT_HYPERPARAMETERS = ("device", "threads", "compile", "data", "eval")
 FIRST = ("scenario", "strategy", "strategy.strength", "strategy.capacity")
 LAYOUT = {"accuracy": {"of each experience": ["Multiline", [r"accuracy/task\d+"]]}}
 
@@ -38,17 +35,11 @@ LAYOUT = {"accuracy": {"of each experience": ["Multiline", [r"accuracy/task\d+"]
 def hyperparameters(config: dict[str, Any], names: dict[str, str]) -> dict[str, float | str | bool]:
     """The config as flat keys: the chosen name of each group, then every value that is set."""
     flat: dict[str, float | str | bool] = dict(names)
-
-    def walk(node: dict[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            if key.startswith("_") or (not prefix and key in NOT_HYPERPARAMETERS):
-                continue
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            elif value is not None and not (key == "seed" or key.startswith("seed_")):
-                flat[prefix + key] = value if isinstance(value, bool | int | float) else str(value)
-
-    walk(config, "")
+    for key, value in settings(config).items():
+        parts = key.split(".")
+        hidden = parts[0] in NOT_HYPERPARAMETERS or any(part.startswith("_") for part in parts)
+        if value is not None and not hidden:
+            flat[key] = value if isinstance(value, bool | int | float) else str(value)
     return flat
 
 

@@ -15,7 +15,7 @@ def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             values |= settings(value, f"{prefix}{key}.")
-        elif key != "seed" and not key.startswith("seed_") and key not in PLACES:
+        elif key != "seed" and not key.startswith("seed_") and prefix + key not in PLACES:
             values[prefix + key] = value
     return values
 

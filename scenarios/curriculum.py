@@ -4,18 +4,14 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from avalanche.benchmarks import EagerCLStream
-from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
-from avalanche.benchmarks.scenarios.supervised import with_classes_timeline
-from avalanche.benchmarks.scenarios.task_aware import with_task_labels
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clplat.backbones.levels import CURRICULA, trained_levels
-from clplat.data import avalanche_dataset
 from clplat.drawn import DrawnData
 from clplat.errors import InputError
 from clplat.scenario import Scenario
+from scenarios.streams import stream_of
 
 TASKS = ("parity", "match")
 
@@ -58,11 +54,6 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
     return (output.argmax(2) == target).float().mean(1)
 
 
-def _stream(name: str, leaves: Sequence[DrawnData]) -> EagerCLStream:
-    experiences = [DatasetExperience(dataset=avalanche_dataset(leaf)) for leaf in leaves]
-    return with_task_labels(with_classes_timeline(EagerCLStream(name, experiences)))  # type: ignore[return-value, arg-type]
-
-
 def curriculum(
     task: str = "parity",
     curriculum: str = "multi_head",
@@ -91,7 +82,7 @@ def curriculum(
         own = [shortest + level]
         test.append(DrawnData(partial(draw_strings, task, own), test_samples, k, seed + 1 + k))
     return Scenario(
-        [_stream("train", train), _stream("test", test)],
+        [stream_of("train", train), stream_of("test", test)],
         n_classes=2,
         input_shape=(4 * (shortest + experiences), 1),
         task_labels=True,

@@ -9,6 +9,7 @@ from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.scenarios.supervised import with_classes_timeline
 from avalanche.benchmarks.scenarios.task_aware import with_task_labels
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from clplat.data import TensorData, avalanche_dataset
 from clplat.prepare import Prepare
@@ -82,6 +83,11 @@ def make_stream(
 
 def _stream(name: str, pairs: Pairs, task_labels: bool, prepare: Prepare) -> Any:
     leaves = [TensorData(x, y, k if task_labels else 0, prepare) for k, (x, y) in enumerate(pairs)]
+    return stream_of(name, leaves)
+
+
+def stream_of(name: str, leaves: Sequence[Dataset]) -> Any:
+    """An Avalanche stream of one experience for each dataset, as `avalanche_dataset` takes them."""
     experiences = [DatasetExperience(dataset=avalanche_dataset(leaf)) for leaf in leaves]
     stream: Any = with_classes_timeline(EagerCLStream(name, experiences))
     return with_task_labels(stream)

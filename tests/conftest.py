@@ -3,6 +3,7 @@
 import copy
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -27,6 +28,7 @@ from clplat.backbones.mlp import MLP
 from clplat.learner import Learner
 from clplat.prepare import Prepare
 from scenarios.streams import make_scenario
+from tests.command import Command
 
 # The same examples in every run, and as long as a busy machine needs for each.
 hypothesis.settings.register_profile("clplat", deadline=None, derandomize=True, max_examples=50)
@@ -242,3 +244,12 @@ def resume_and_compare(
         return strategy, restored
 
     return compare
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
+    """The command line, called from an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return Command(monkeypatch, capsys)

@@ -14,11 +14,10 @@ QUICK = "train.epochs=1 scenario.experiences=2"
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path) -> Command:
-    monkeypatch.chdir(tmp_path)
+def command(command, monkeypatch, tmp_path) -> Command:
     monkeypatch.delenv("CLPLAT_CONF_PATH", raising=False)
     monkeypatch.setenv("CLPLAT_DATA", str(tmp_path / "no_data"))
-    return Command(monkeypatch, capsys)
+    return command
 
 
 def result(folder: Path | str) -> dict:

@@ -12,8 +12,6 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from torch.utils._pytree import tree_flatten
 
-from tests.command import Command
-
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 QUICK = "train.epochs=1 scenario.experiences=3"
@@ -31,12 +29,6 @@ def write_examples(document: Path, folder: Path) -> list[str]:
         if kind == "console":
             commands += [line[2:] for line in text.splitlines() if line.startswith("$ ")]
     return [c.split("#")[0].strip() for c in commands]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
 
 
 def example_of(document: str, strategy: str, folder: Path) -> str:

@@ -15,7 +15,6 @@ from clplat.prepare import Prepare
 from scenarios.streams import make_stream
 from strategies.der import DER
 from strategies.replay import Replay
-from tests.command import Command
 
 
 @pytest.fixture
@@ -91,12 +90,6 @@ def test_der_runs_in_a_stream_as_anywhere(stream, mlp, make_learner):
     learner = make_learner(mlp(), strategy, epochs=1)
     learner.train(stream.train_stream)
     assert len(strategy.memory) == 20
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
 
 
 def test_a_run_over_a_stream_fills_the_matrix_and_the_anytime_curve(command):

@@ -38,11 +38,10 @@ RUN = (
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path) -> Command:
-    monkeypatch.chdir(tmp_path)
+def command(command) -> Command:
     Path("mylab").mkdir()
     Path("mylab/blobs.py").write_text(MODULE)
-    return Command(monkeypatch, capsys)
+    return command
 
 
 @pytest.mark.parametrize("strategy", ["finetune", "replay", "ewc", "lwf", "derpp", "joint"])

@@ -20,7 +20,6 @@ from scenarios.curriculum import (
     summed_cross_entropy,
 )
 from strategies.curriculum import Curriculum
-from tests.command import Command
 
 CPU = torch.device("cpu")
 
@@ -230,12 +229,6 @@ def test_after_a_level_that_was_not_solved_and_when_the_epochs_are_spent_nothing
     spent.before_training_epoch(loop)
     assert loop.stopped
     assert spent.measured == {"levels_solved": 0, "epochs_to_solve": []}
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
 
 
 SMALL = "backbone=recurrent backbone.width=16 head=levels scenario=n_parity strategy=curriculum"

@@ -15,6 +15,7 @@ from clplat.errors import InputError
 from scenarios.languages import (
     LANGUAGES,
     PAD,
+    REST,
     balanced,
     dyck,
     languages,
@@ -22,7 +23,6 @@ from scenarios.languages import (
     modular_arithmetic,
     vocabulary,
 )
-from scenarios.parity import REST
 
 CONF = Path(clplat.conf.__file__).parent / "scenario"
 KNOWN = "parity, modular_arithmetic, s3, s5, dyck"

@@ -7,12 +7,38 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-Score = Callable[[Tensor, Tensor], Tensor]  # output (B, C), target (B,) -> score per sample (B,)
+# (output (B, C), target (B,)) -> the score of each sample (B,). A score with a method `weight`,
+# from targets to (B,), has the mean weighted by it: bits per character, over texts of any length.
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
     """1 where the largest logit is the target's, else 0."""
     return output.argmax(1) == target
+
+
+class MeanScore:
+    """The mean of a score over batches, which costs no synchronisation until it is asked for."""
+
+    def __init__(self, score: Score):
+        self.score = score
+        self._sums: list[Tensor] = []
+        self._count: Any = 0
+
+    def add(self, output: Tensor, target: Tensor) -> None:
+        scores = self.score(output, target)
+        weigh: Any = getattr(self.score, "weight", None)
+        if weigh is not None:
+            weight = weigh(target)
+            self._sums.append((scores * weight).sum())
+            self._count = self._count + weight.sum()
+        else:
+            self._sums.append(scores.sum())
+            self._count += len(target)
+
+    def mean(self) -> float | None:
+        """None where there was nothing to score."""
+        return float(torch.stack(self._sums).sum()) / float(self._count) if self._sums else None
 
 
 class Evaluator(SupervisedPlugin):
@@ -22,21 +48,19 @@ class Evaluator(SupervisedPlugin):
         super().__init__()
         self.score = score
         self.scores: list[float] = []
-        self._sums: list[Tensor] = []
-        self._count = 0
+        self._mean = MeanScore(score)
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         self.scores = []
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._sums, self._count = [], 0
+        self._mean = MeanScore(self.score)
 
     def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        self._sums.append(self.score(strategy.mb_output, strategy.mb_y).sum())
-        self._count += len(strategy.mb_y)
+        self._mean.add(strategy.mb_output, strategy.mb_y)
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self.scores.append(float(torch.stack(self._sums).sum()) / self._count)
+        self.scores.append(self._mean.mean())  # type: ignore[arg-type] - no experience is empty
 
     def get_last_metrics(self) -> list[float]:
         """The scores; Avalanche's own loops ask for them, to return from `train` and `eval`."""
@@ -49,21 +73,19 @@ class TrainingScore(SupervisedPlugin):
     def __init__(self, score: Score = accuracy):
         super().__init__()
         self.score = score
-        self._sums: list[Tensor] = []
-        self._count = 0
+        self._mean = MeanScore(score)
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        self._sums, self._count = [], 0
+        self._mean = MeanScore(self.score)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        if strategy.mb_output.ndim != 2:
+        if strategy.mb_output.ndim != strategy.mb_y.ndim + 1:
             return  # (B, views, D) of a contrastive loss: no prediction to score
-        self._sums.append(self.score(strategy.mb_output.detach(), strategy.mb_y).sum())
-        self._count += len(strategy.mb_y)
+        self._mean.add(strategy.mb_output.detach(), strategy.mb_y)
 
     def mean(self) -> float | None:
         """None where no output could be scored."""
-        return float(torch.stack(self._sums).sum()) / self._count if self._sums else None
+        return self._mean.mean()
 
 
 class DuringTraining(SupervisedPlugin):

@@ -19,7 +19,8 @@ class Scenario(CLScenario):
     boundaries: one training experience whose samples come once and in order, with as many test
     experiences as there are marks; row k of the matrix is taken after `marks[k]` samples, and
     test experience j counts as seen once there were `begins[j]`. `head` names the one head config
-    that fits, where not any does.
+    that fits, where not any does. A third stream, "general", has one experience of data apart from
+    the others: to pre-train on, or to replay as general samples.
     """
 
     train_stream: Any

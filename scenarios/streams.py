@@ -32,16 +32,20 @@ def make_scenario(
     task_labels: bool,
     prepare: Prepare,
     class_order: Sequence[int] | None = None,
-    **score_and_criterion: Any,
+    general: tuple[Tensor, Tensor] | None = None,
+    **more: Any,
 ) -> Scenario:
     """Experience k of either stream has its k-th pair; its task is k, or 0 without labels.
 
-    `score_and_criterion` are those of `Scenario`, where it is not accuracy and cross-entropy.
+    `general` is the one experience of a third stream, apart from the others. `more` is what
+    `Scenario` takes beside: a score and a criterion that are not accuracy and cross-entropy, say.
     """
     streams = [
         _stream(name, pairs, task_labels, prepare)
         for name, pairs in (("train", train), ("test", test))
     ]
+    if general is not None:
+        streams.append(_stream("general", [general], False, prepare))
     return Scenario(
         streams,
         n_classes=classes,
@@ -49,7 +53,7 @@ def make_scenario(
         task_labels=task_labels,
         prepare=prepare,
         class_order=class_order,
-        **score_and_criterion,
+        **more,
     )
 
 

@@ -205,3 +205,43 @@ def test_avalanches_evaluator_measures_in_our_learner_what_it_measures_in_its_ow
     for name in results[0]:
         assert results[0][name][0] == results[1][name][0], name
         np.testing.assert_allclose(results[0][name][1], results[1][name][1], atol=1e-7)
+
+
+class WeighedBySquare:
+    """Scores are the first logits, weights the squares of the labels plus 1."""
+
+    def __call__(self, output, target):
+        return output[:, 0]
+
+    def weight(self, target):
+        return target.square() + 1
+
+
+def test_a_score_with_weights_is_averaged_by_them_over_all_batches(clusters, mlp, make_learner):
+    scenario = clusters(samples=10)
+    training, score = TrainingScore(WeighedBySquare()), WeighedBySquare()
+    learner = make_learner(
+        mlp(), [training], evaluator=Evaluator(score), eval_batch_size=3, batch_size=7
+    )
+    expected = []
+    for experience in scenario.test_stream:
+        x, y = (torch.stack([torch.as_tensor(item[k]) for item in experience.dataset]) for k in (0, 1))
+        weight = (y**2 + 1).double().numpy()
+        expected.append(np.average(learner.model(x)[:, 0].detach().numpy(), weights=weight))
+    assert learner.eval(scenario.test_stream) == pytest.approx(expected, rel=1e-5)
+    unweighted = make_learner(learner.model, evaluator=Evaluator(lambda o, y: o[:, 0]))
+    assert learner.eval(scenario.test_stream) != pytest.approx(
+        unweighted.eval(scenario.test_stream), rel=1e-3
+    )
+
+
+def test_outputs_with_several_targets_a_sample_have_a_training_score():
+    training = TrainingScore(lambda output, target: (output.argmax(2) == target).float().mean(1))
+    output = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])
+
+    class Loop:
+        mb_output, mb_y = output, torch.tensor([[0, 0], [0, 0]])
+
+    training.before_training_epoch(Loop)
+    training.after_training_iteration(Loop)
+    assert training.mean() == 0.75

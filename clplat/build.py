@@ -1,7 +1,7 @@
 """The one place that turns config nodes into objects."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from clplat.adapter import AvalancheTemplate, TemplateStrategy
 from clplat.backbones.classifier import classifier
 from clplat.backbones.heads import NearestMean, NearestMeanFit
 from clplat.backbones.levels import Levels
+from clplat.backbones.prototypes import Prototypes
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from clplat.learner import Learner
+from clplat.pretraining import Advance
 from clplat.scenario import Scenario
 from clplat.schedule import LearningRate
 from clplat.targets import check_objects
@@ -104,10 +106,10 @@ def check_stream(head: Any, strategy: Any) -> None:
             f"strategy: {name} acts where an experience begins or ends, and this scenario is one "
             f"stream without boundaries; choose finetune, replay, der or derpp, {mend}"
         )
-    if isinstance(head, NearestMean):
+    if isinstance(head, NearestMean | Prototypes):
         raise InputError(
-            "head=nearest_mean: its means are computed where an experience ends, and this "
-            f"scenario is one stream without boundaries; choose head=single, {mend}"
+            "head: the means of nearest_mean and prototypes are computed where an experience ends, "
+            f"and this scenario is one stream without boundaries; choose head=single, {mend}"
         )
 
 
@@ -134,13 +136,43 @@ def build_scenario(config: dict[str, Any], folders: list[Path]) -> Scenario:
     return build_node(config, "scenario")
 
 
+def build_encoder(config: dict[str, Any], scenario: Scenario) -> Any:
+    """The encoder of a resolved config, as it is drawn."""
+    seed_everything(config["seed_init"])
+    return build_node(config, "backbone", input_shape=scenario.input_shape)
+
+
+def pretrain(
+    config: dict[str, Any], scenario: Scenario, begin: Callable[[int], None], advance: Advance
+) -> dict[str, Any] | None:
+    """The state of an encoder once it is pre-trained as a resolved config says; None: it is not.
+
+    `begin` is told the number of epochs, `advance` when one has ended.
+    """
+    method = build_node(config, "pretraining")
+    if method is None:
+        return None
+    encoder = build_encoder(config, scenario)
+    seed_everything(config["seed_train"])
+    begin(method.epochs)
+    method(encoder, scenario, pick_device(config["device"]), config["seed_train"], advance)
+    return encoder.state_dict()
+
+
+def build_analysis(config: dict[str, Any], learner: Any) -> Any:
+    """What looks at the network after each experience and at the end; None: nothing does."""
+    analysis = build_node(config, "analysis")
+    if analysis is not None:
+        analysis.check(learner.model)
+    return analysis
+
+
 def build_learner(
     config: dict[str, Any], scenario: Scenario, observers: Sequence[Any] = ()
 ) -> tuple[Learner | AvalancheTemplate, Any]:
     """Loop and strategy of a resolved config; `observers` are plugins that only watch."""
     device = pick_device(config["device"])
-    seed_everything(config["seed_init"])
-    encoder = build_node(config, "backbone", input_shape=scenario.input_shape)
+    encoder = build_encoder(config, scenario)
     head = build_node(config, "head", features=encoder.width, classes=scenario.n_classes)
     if config["compile"]:
         encoder.compile()
@@ -151,6 +183,8 @@ def build_learner(
     plugins: list[Any] = [LearningRate(schedule)] if schedule else []
     if isinstance(head, NearestMean):
         plugins.append(NearestMeanFit(getattr(strategy, "memory", None)))
+    elif isinstance(head, Prototypes):  # of samples taken in once: not again from a memory
+        plugins.append(NearestMeanFit())
 
     train = config["train"]
     if scenario.marks and train["epochs"] > 1:

@@ -11,7 +11,10 @@ from clplat.targets import check_names
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LARGEST_SEED = 2**32 - 1  # what NumPy takes
-GROUPS = ("scenario", "backbone", "head", "strategy", "optimizer", "schedule")
+GROUPS = (
+    *("scenario", "backbone", "head", "pretraining"),
+    *("strategy", "optimizer", "schedule", "analysis"),
+)
 KEYS: dict[str, tuple[str, ...]] = {  # all that config.yaml has beside the groups
     "": (
         *SEEDS,
@@ -91,6 +94,9 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
     _number(config, "data.resident_gigabytes", 0)
     _number(config, "data.workers", 0, whole=True)
     _number(config, "scenario.experiences", 1, whole=True, optional=True)
+    for key in ("epochs", "batch_size", "episodes", "ways", "shots", "queries"):
+        _number(config, f"pretraining.{key}", 1, whole=True)
+    _number(config, "pretraining.lr", 0, above=True)
     _number(config, "strategy.capacity", 1, whole=True)
     _number(config, "strategy.strength", 0)
     for key in SEEDS:

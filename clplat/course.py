@@ -46,6 +46,8 @@ class Course:
         marks = self.scenario.marks
         if marks:
             experience = self._rows
+        elif self.scenario.segments:
+            experience = len(scores) - 1  # the test stream asks after all of them
         accuracy = self._point(experience, samples, scores)
         self.record.point(experience, samples, accuracy, scores)
         if marks:
@@ -66,7 +68,8 @@ class Course:
 
     def summary(self) -> dict[str, float | None]:
         """The metrics of the curve, which are none unless there were evaluations inside."""
+        inside = bool(self.every and self.curve)
         return {
-            "stability_gap": metrics.stability_gap(self.curve) if self.every else None,
-            "anytime_accuracy": metrics.anytime_accuracy(self.anytime) if self.every else None,
+            "stability_gap": metrics.stability_gap(self.curve) if inside else None,
+            "anytime_accuracy": metrics.anytime_accuracy(self.anytime) if inside else None,
         }

@@ -9,7 +9,7 @@ from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
-from clplat.figures import close, matrix_figure
+from clplat.figures import close, curve_figure, matrix_figure
 from clplat.metrics import Matrix
 from clplat.naming import settings
 
@@ -130,6 +130,19 @@ class EventWriter:
     def scalars(self, values: dict[str, float], step: int) -> None:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
+
+    def analysis(self, values: dict[str, Any], step: int) -> None:
+        for name, value in values.items():
+            tag = f"analysis/{name}"
+            if isinstance(value, float):
+                self._writer.add_scalar(tag, value, step)
+            elif value.ndim == 1:
+                self._writer.add_histogram(tag, value, step)
+            else:
+                x, y = value.T.tolist()
+                figure = curve_figure(x, y, name)
+                self._writer.add_figure(tag, figure, step)
+                close(figure)
 
     def finish(self, result: dict[str, Any], matrix: Matrix) -> None:
         figure = matrix_figure(matrix, result["strategy"], result["score"])

@@ -99,6 +99,13 @@ def anytime_figure(
     return figure
 
 
+def curve_figure(x: Sequence[float], y: Sequence[float], title: str) -> Figure:
+    """One curve, such as accuracy against the share of units silenced."""
+    figure, axes = _lines_figure({title: (x, [y])}, title, markers=True)
+    axes.get_legend().remove()
+    return figure
+
+
 def _lines_figure(
     lines: Mapping[str, tuple[Any, Sequence[Sequence[float]]]], title: str, markers: bool
 ) -> tuple[Figure, Any]:

@@ -54,15 +54,22 @@ class RunProgress:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=seen)
 
+    def task(self, score: float) -> None:
+        """One of a series of independent tasks has ended."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], advance=1, note=f"last {score:.3f}")
+
     def experience(self, count: int, accuracy: float) -> None:
         if self._bar is not None:
-            note = f"accuracy {accuracy:.3f} after {count}"
+            note = f"{accuracy:.3f} after {count}"
             self._bar.update(self._bar.task_ids[0], note=note)
 
     def finished(self, out: Path, result: dict[str, Any]) -> None:
         self.stop()
+        half = result.get("accuracy_interval")
+        interval = "" if half is None else f" ± {half:.3f} over {result['tasks']} tasks"
         self.console.print(
-            f"{self._label}: accuracy {result['accuracy']:.3f}, "
+            f"{self._label}: {result['score']} {result['accuracy']:.3f}{interval}, "
             f"forgetting {result['forgetting']:.3f}, {result['seconds']:.1f} s -> {out}",
             soft_wrap=True,
             markup=False,

@@ -85,6 +85,23 @@ class Record:
         self._events.scalars({f"metrics/{name}": v for name, v in so_far.items()}, index + 1)
         log.info("experience %d: accuracy %.4f over those seen", index, so_far["accuracy"])
 
+    def task(self, number: int, score: float, cross_entropy: float) -> None:
+        """After one of a series of independent tasks: what was reached at its end."""
+        self._line(task=number, score=score, cross_entropy=cross_entropy)
+        values = {"tasks/score": score, "tasks/cross_entropy": cross_entropy}
+        self._events.scalars(values, number)
+
+    def analysis(self, index: int, values: dict[str, Any]) -> None:
+        """What was found in the network after experience `index`.
+
+        Numbers are scalars, tensors (N,) histograms over units, tensors (N, 2) curves x, y.
+        """
+        self._line(
+            experience=index,
+            analysis={k: v.tolist() if hasattr(v, "tolist") else v for k, v in values.items()},
+        )
+        self._events.analysis(values, index + 1)
+
     def finish(self, result: dict[str, Any], matrix: Matrix) -> None:
         """The matrix, then result.json, whose presence says that the run is whole."""
         array = io.BytesIO()

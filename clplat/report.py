@@ -21,6 +21,10 @@ from clplat.naming import short_names
 Runs = list[tuple[Path, dict[str, Any]]]
 COLUMNS = {
     "accuracy": "accuracy",
+    "accuracy_deviation": "over tasks",
+    "cross_entropy": "cross-entropy",
+    "across_task_memory": "ATM",
+    "multiply_accumulates": "MACs",
     "forgetting": "forgetting",
     "backward_transfer": "backward transfer",
     "anytime_accuracy": "anytime",

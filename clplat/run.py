@@ -2,79 +2,29 @@
 
 import logging
 import platform
-import resource
-import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from avalanche.core import SupervisedPlugin
 
 from clplat import metrics
-from clplat.build import build_learner, build_scenario
-from clplat.course import Course
+from clplat.build import build_scenario, pretrain
 from clplat.digest import SEEDS
 from clplat.directory import MATRIX, read_result
 from clplat.errors import InputError
-from clplat.evaluation import DuringTraining, TrainingScore
+from clplat.footprint import memory_bytes, peak_memory
 from clplat.metrics import Matrix
 from clplat.quiet import hush_avalanche
 from clplat.record import Record
+from clplat.series import SeriesRun
+from clplat.stream import StreamRun
 
 log = logging.getLogger("clplat")
 
 PACKAGES = ("clplat", "torch", "avalanche-lib", "numpy")
-
-
-class Epochs(SupervisedPlugin):
-    """Tells the record and the progress bar of each epoch that ends."""
-
-    def __init__(self, training: TrainingScore, advance: Callable[[], None]):
-        super().__init__()
-        self.training, self.advance = training, advance
-        self.record: Record | None = None
-
-    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        clock, losses = strategy.clock, getattr(strategy, "losses", [])
-        loss = float(torch.stack(list(losses)).mean()) if len(losses) else None
-        if self.record is not None:
-            self.record.epoch(
-                clock.train_exp_counter,
-                clock.train_exp_epochs,
-                clock.train_iterations,
-                loss,
-                self.training.mean(),
-            )
-        self.advance()
-
-
-def memory_bytes(strategy: Any) -> int | None:
-    """What a strategy holds between experiences; None where it does not say."""
-    if hasattr(strategy, "memory_bytes"):
-        return int(strategy.memory_bytes)
-    if not hasattr(strategy, "state_dict"):
-        return None
-    return sum(t.numel() * t.element_size() for t in _tensors(strategy.state_dict()))
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes taken so far: of the device's memory on CUDA, of the process elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def joint_matrix(reference: str | None, scenario_name: str, size: int) -> Matrix | None:
@@ -109,38 +59,34 @@ def run(
     hush_avalanche()
     torch.set_num_threads(config["threads"])
     scenario = build_scenario(config, folders)
-    train_stream, test_stream = list(scenario.train_stream), list(scenario.test_stream)
-    size = len(test_stream)
-    counted = test_stream if scenario.marks else train_stream
+    size = len(scenario.test_stream)
+    one = bool(scenario.marks or scenario.segments)  # experience alone to train on
+    counted = list(scenario.test_stream if one else scenario.train_stream)
     if len(counted) != size:
         raise InputError(
-            f"scenario={names['scenario']}: {len(train_stream)} experiences to train on but {size} "
+            f"scenario={names['scenario']}: {len(counted)} experiences to train on but {size} "
             "to test on; an accuracy matrix needs as many of both; choose another benchmark"
         )
     joint = joint_matrix(config["reference"], names["scenario"], size)
-    training, every = TrainingScore(scenario.score), config["eval"]["every"]
-    epochs = Epochs(training, progress.advance)
-    during = DuringTraining(
-        test_stream, every, lambda *what: course.during(*what), marks=scenario.marks
-    )
-    observers = [training, epochs, *([during] if every or scenario.marks else [])]
-    learner, strategy = build_learner(config, scenario, observers)
+    course = (SeriesRun if scenario.tasks else StreamRun)(config, scenario, progress)
 
     began = time.perf_counter()
-    record = epochs.record = Record(out, config, digest, names)
-    course = Course(scenario, record, progress, every)
     try:
-        if scenario.marks:
-            progress.start(names["strategy"], seeds["seed"], scenario.marks[-1], "samples")
-        else:
-            epochs_in_all = size * config["train"]["epochs"]
-            progress.start(names["strategy"], seeds["seed"], epochs_in_all, "epochs")
-        course.row(-1, learner.eval(test_stream))
-        for index, experience in enumerate(train_stream):
-            learner.train(experience)
-            if not scenario.marks:
-                course.after_experience(index, during.samples, learner.eval(test_stream))
-        matrix = course.matrix
+        weights = pretrain(
+            config,
+            scenario,
+            lambda epochs: progress.start("pre-training", seeds["seed"], epochs, "epochs"),
+            progress.advance,
+        )
+    finally:
+        progress.stop()
+    if weights is not None:
+        course.begin_with(weights)
+
+    record = Record(out, config, digest, names)
+    try:
+        matrix = course.learn(record, names["strategy"])
+        learner = course.learner
         result = {
             **names,
             "experiences": size,
@@ -153,8 +99,7 @@ def run(
             **course.summary(),
             "accuracy_so_far": metrics.accuracy_so_far(matrix),
             "parameters": sum(p.numel() for p in learner.model.parameters()),
-            "memory_bytes": memory_bytes(strategy),
-            "measured": getattr(strategy, "measured", {}),  # by the strategy, of itself
+            "memory_bytes": memory_bytes(course.strategy, learner.model),
             "seconds": round(time.perf_counter() - began, 3),
             "peak_memory_bytes": peak_memory(learner.device),
             "digest": digest,

@@ -18,6 +18,8 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it a
 ALLOWED = (
     "clplat.backbones",
     "clplat.schedule",
+    "clplat.pretraining",
+    "clplat.analysis",
     "clplat.adapter",
     "clplat.bridges",
     "clplat.layers",

@@ -1,7 +1,7 @@
 """Experience replay: samples of a memory beside those of the experience (Chaudhry et al. 2019)."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -13,13 +13,19 @@ from clplat.errors import InputError
 from clplat.memory import Memory, herding_keys
 
 
+class Sampled(Protocol):
+    """What samples are drawn from: fewer than `count` where it has no more, [] if it is empty."""
+
+    def sample(self, count: int) -> list[Tensor]: ...
+
+
 class WithMemory:
     """A loader whose every batch is followed by `size` samples drawn from a memory.
 
     `fresh` is how many samples of the last batch were the loader's own.
     """
 
-    def __init__(self, batches: Iterable[Columns], memory: Memory, size: int):
+    def __init__(self, batches: Iterable[Columns], memory: Sampled, size: int):
         self.batches, self.memory, self.size = batches, memory, size
         self.fresh = 0
 

@@ -23,7 +23,7 @@ class Told:
 
 
 def course(marks=(), begins=(), size=3, every=4):
-    scenario = SimpleNamespace(test_stream=[None] * size, marks=marks, begins=begins)
+    scenario = SimpleNamespace(test_stream=[None] * size, marks=marks, begins=begins, segments=())
     return Course(scenario, Told(), Told(), every)
 
 

@@ -225,7 +225,8 @@ def test_a_score_with_weights_is_averaged_by_them_over_all_batches(clusters, mlp
     )
     expected = []
     for experience in scenario.test_stream:
-        x, y = (torch.stack([torch.as_tensor(item[k]) for item in experience.dataset]) for k in (0, 1))
+        x = torch.stack([item[0] for item in experience.dataset])
+        y = torch.tensor([item[1] for item in experience.dataset])
         weight = (y**2 + 1).double().numpy()
         expected.append(np.average(learner.model(x)[:, 0].detach().numpy(), weights=weight))
     assert learner.eval(scenario.test_stream) == pytest.approx(expected, rel=1e-5)

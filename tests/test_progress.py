@@ -10,7 +10,7 @@ from clplat.bench.timing import Figure, ratio
 from clplat.progress import RunProgress
 from clplat.quiet import hush_avalanche
 
-RESULT = {"accuracy": 0.5, "forgetting": 0.25, "seconds": 1.25}
+RESULT = {"score": "accuracy", "accuracy": 0.5, "forgetting": 0.25, "seconds": 1.25}
 
 
 def shown(terminal: bool) -> str:
@@ -35,8 +35,22 @@ def test_without_a_terminal_a_run_is_one_line():
 def test_in_a_terminal_a_bar_shows_epochs_and_accuracy():
     text = shown(terminal=True)
     assert "2/4" in text
-    assert "accuracy 0.750 after 1" in text
+    assert "0.750 after 1" in text
     assert "[3] replay seed 7: accuracy 0.500" in text
+
+
+def test_a_series_of_tasks_is_counted_and_ends_with_its_interval():
+    progress, text = RunProgress(), io.StringIO()
+    progress.console = Console(file=text, force_terminal=True, width=120, highlight=False)
+    progress.start("finetune", 0, 3, "tasks")
+    for _ in range(2):
+        progress.task(0.4)
+    result = {**RESULT, "score": "closeness", "tasks": 3, "accuracy_interval": 0.02}
+    progress.finished(Path("runs/a"), result)
+    shown = text.getvalue()
+    assert "2/3" in shown
+    assert "last 0.400" in shown
+    assert "finetune seed 0: closeness 0.500 ± 0.020 over 3 tasks, forgetting" in shown
 
 
 def test_avalanches_deprecations_are_hushed_and_others_are_not(monkeypatch):

@@ -4,51 +4,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from clplat.digest import config_digest
 from clplat.directory import already_done
 from clplat.errors import InputError
-from clplat.memory import Memory
-from clplat.run import joint_matrix, memory_bytes, peak_memory
-
-
-class Holds:
-    def __init__(self, state):
-        self.state = state
-
-    def state_dict(self):
-        return self.state
-
-
-def test_memory_counts_every_tensor_of_the_state_and_nothing_else():
-    state = {
-        "a": torch.zeros(3, 2),
-        "n": 7,
-        "deep": {"list": [torch.zeros(5, dtype=torch.uint8), None, "text"]},
-    }
-    assert memory_bytes(Holds(state)) == 3 * 2 * 4 + 5
-
-
-def test_a_replay_memory_is_counted_in_the_datas_own_dtype():
-    memory = Memory(10)
-    memory.add(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
-    columns = 10 * 64 + 10 * 8
-    assert memory.bytes == columns
-    bookkeeping = 10 * 8 + 10 * 8  # keys and labels
-    assert memory_bytes(Holds({"memory": memory.state_dict()})) == columns + bookkeeping
-
-
-def test_a_strategy_may_say_itself_and_one_that_says_nothing_is_unknown():
-    class Says:
-        memory_bytes = 12.0
-
-    assert memory_bytes(Says()) == 12
-    assert memory_bytes(object()) is None
-
-
-def test_peak_memory_is_that_of_the_process():
-    assert 10 * 2**20 < peak_memory(torch.device("cpu")) < 2**40
+from clplat.run import joint_matrix
 
 
 def test_the_reference_must_be_a_finished_run_of_the_same_scenario(tmp_path):

@@ -1,0 +1,36 @@
+"""What a run takes: bytes held between experiences, and the most memory so far."""
+
+import resource
+import sys
+from typing import Any
+
+import torch
+
+
+def memory_bytes(strategy: Any, model: Any) -> int | None:
+    """What a strategy holds between experiences, and the head beside its weights.
+
+    None where the strategy does not say.
+    """
+    beside = getattr(getattr(model, "head", None), "memory_bytes", 0)
+    if hasattr(strategy, "memory_bytes"):
+        return int(strategy.memory_bytes) + beside
+    if not hasattr(strategy, "state_dict"):
+        return None
+    return beside + sum(t.numel() * t.element_size() for t in _tensors(strategy.state_dict()))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes taken so far: of the device's memory on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

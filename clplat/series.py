@@ -1,0 +1,131 @@
+"""Many independent tasks, each learnt from the same start, and means over them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from clplat import metrics
+from clplat.build import build_analysis, build_learner
+from clplat.data import bytes_of
+from clplat.errors import InputError
+from clplat.evaluation import Evaluator
+from clplat.footprint import memory_bytes
+from clplat.metrics import Matrix
+from clplat.record import Record
+from clplat.scenario import Scenario, seed_of_task
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Of each sample: (B, C) and (B,) -> (B,)."""
+    return nn.functional.cross_entropy(output, target, reduction="none")
+
+
+def learn_task(learner: Any, task: Scenario) -> Matrix:
+    """The accuracy matrix of one task, learnt from support set to support set."""
+    size = len(task.test_stream)
+    matrix = np.full((size + 1, size), np.nan)
+    matrix[-1] = learner.eval(task.test_stream)
+    for index, experience in enumerate(task.train_stream):
+        learner.train(experience)
+        matrix[index] = learner.eval(task.test_stream)
+    return matrix
+
+
+def multiply_accumulates(learner: Any, task: Scenario) -> int:
+    """Of learning a task and of one evaluation at its end: half the floating-point operations.
+
+    As torch counts them: of matrix products and convolutions, not of kernels of our own.
+    """
+    with FlopCounterMode(display=False) as counter:
+        for experience in task.train_stream:
+            learner.train(experience)
+        learner.eval(task.test_stream)
+    return counter.get_total_flops() // 2
+
+
+def seeds_of_task(config: dict[str, Any], task: int) -> dict[str, Any]:
+    """A run's config with seeds of the task's own for initial weights and training."""
+    own = {key: seed_of_task(config[key], task) for key in ("seed_init", "seed_train")}
+    return {**config, **own}
+
+
+def across_task_memory(held: int, task: Scenario) -> float:
+    """ATM: bytes held over those of all support samples' inputs (Antoniou et al. 2020)."""
+    return held / sum(bytes_of(experience.dataset) for experience in task.train_stream)
+
+
+def over_tasks(scores: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
+    """Means and deviations; `accuracy_interval` is half the 95 % confidence interval."""
+    several = len(scores) > 1
+    deviation = float(np.std(scores, ddof=1)) if several else 0.0
+    return {
+        "tasks": len(scores),
+        "accuracy_deviation": deviation,
+        "accuracy_interval": 1.96 * deviation / math.sqrt(len(scores)),
+        "cross_entropy": float(np.mean(losses)),
+        "cross_entropy_deviation": float(np.std(losses, ddof=1)) if several else 0.0,
+    }
+
+
+class SeriesRun:
+    """Learns every task of a scenario afresh; the matrix is the mean over tasks."""
+
+    def __init__(self, config: dict[str, Any], scenario: Scenario, progress: Any):
+        if config["eval"]["every"] is not None:
+            raise InputError(
+                f"eval.every={config['eval']['every']}: tasks as small as these are evaluated "
+                "after each support set alone; set eval.every=null"
+            )
+        self.config, self.scenario, self.progress = config, scenario, progress
+        self.weights: dict[str, Any] | None = None
+        self.losses = Evaluator(cross_entropy)
+        self.learner, self.strategy = self._make(0, scenario)
+        if build_analysis(config, self.learner):
+            raise InputError(
+                "analysis: it looks at one network and these are many, one a task; set "
+                "analysis=none"
+            )
+        self.results: dict[str, Any] = {}
+
+    def begin_with(self, weights: dict[str, Any]) -> None:
+        """Let the encoder of every task begin with these weights, not with some of its own."""
+        self.weights = weights
+
+    def _make(self, number: int, task: Scenario) -> tuple[Any, Any]:
+        config = seeds_of_task(self.config, number)
+        learner, strategy = build_learner(config, task, [self.losses])
+        if self.weights is not None:
+            learner.model.encoder.load_state_dict(self.weights)  # type: ignore[union-attr]
+        return learner, strategy
+
+    def learn(self, record: Record, label: str) -> Matrix:
+        """The mean accuracy matrix; `label` names the run where its progress is shown."""
+        tasks = self.scenario.tasks
+        self.progress.start(label, self.config["seed"], len(tasks), "tasks")
+        work = multiply_accumulates(self._make(0, self.scenario)[0], self.scenario)
+        matrices, losses = [], []
+        for number, task in enumerate(tasks):
+            self.learner, self.strategy = self._make(number, task)
+            matrices.append(learn_task(self.learner, task))
+            losses.append(float(np.mean(self.losses.scores)))
+            score = metrics.accuracy(matrices[-1])
+            record.task(number, score, losses[-1])
+            self.progress.task(score)
+        matrix = np.mean(matrices, axis=0)
+        for index in range(-1, len(matrix) - 1):
+            record.experience(index, matrix)
+
+        held = memory_bytes(self.strategy, self.learner.model)
+        self.results = {
+            **over_tasks([metrics.accuracy(matrix) for matrix in matrices], losses),
+            "across_task_memory": None if held is None else across_task_memory(held, tasks[0]),
+            "multiply_accumulates": work,
+        }
+        return matrix
+
+    def summary(self) -> dict[str, Any]:
+        return self.results

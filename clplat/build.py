@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 from clplat.adapter import AvalancheTemplate, TemplateStrategy
 from clplat.backbones.classifier import classifier
-from clplat.backbones.heads import NearestMean, NearestMeanFit
+from clplat.backbones.heads import Cosine, Growing, Multi, NearestMean, NearestMeanFit
 from clplat.backbones.levels import Levels
 from clplat.backbones.prototypes import Prototypes
 from clplat.errors import InputError
@@ -24,6 +24,9 @@ from clplat.pretraining import Advance
 from clplat.scenario import Scenario
 from clplat.schedule import LearningRate
 from clplat.targets import check_objects
+
+
+ONE_ANSWER = (Multi, Growing, Cosine, NearestMean, Prototypes)  # heads for one target a sample
 
 
 def build_node(config: dict[str, Any], key: str, **arguments: Any) -> Any:
@@ -74,10 +77,12 @@ def check_fit(head: Any, strategy: Any, scenario: Scenario) -> None:
             f"strategy: {type(strategy).__name__} needs task labels, and the scenario gives none; "
             "set scenario.task_labels=true, or choose another strategy"
         )
-    if scenario.head == "levels" and not isinstance(head, Levels):
+    if (scenario.head == "levels" and not isinstance(head, Levels)) or (
+        scenario.head == "single" and isinstance(head, ONE_ANSWER)
+    ):
         raise InputError(
             f"head: {type(head).__name__} gives one answer a sample, and this scenario asks for "
-            "several levels at once; set head=levels"
+            f"several of each; set head={scenario.head}"
         )
     if scenario.marks:
         check_stream(head, strategy)

@@ -57,6 +57,8 @@ def default_out(names: dict[str, str], digest: str, config: dict[str, Any]) -> P
 
 def one_run(node: DictConfig) -> None:
     """Check a composed config, then run it."""
+    for key in sorted(OmegaConf.missing_keys(node)):
+        raise InputError(f"{key}: has no default and is not given; set {key}=<value>")
     config: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     folders, choices = module_folders(), HydraConfig.get().runtime.choices
     sys.path += [str(f) for f in folders if str(f) not in sys.path]

@@ -9,7 +9,7 @@ import yaml
 from clplat.errors import InputError
 
 RESULT, CONFIG, MATRIX = "result.json", "config.yaml", "accuracy_matrix.npy"
-LINES = "metrics.jsonl"
+LINES, ENCODER = "metrics.jsonl", "encoder.pt"
 DIGEST_LINE = "# digest: "
 
 

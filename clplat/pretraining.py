@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from clplat.backbones.classifier import classifier
 from clplat.backbones.heads import single
 from clplat.backbones.prototypes import squared_distances
 from clplat.data import tensors_of
+from clplat.directory import ENCODER
 from clplat.errors import InputError
 from clplat.learner import Learner
 from clplat.scenario import Scenario
@@ -39,6 +42,32 @@ class EpochsDone(SupervisedPlugin):
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         self.advance()
+
+
+class FromFile:
+    """Weights of an encoder of the same form, as a run with pre-training leaves them behind."""
+
+    epochs = 0
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+
+    def __call__(
+        self, encoder: Any, scenario: Scenario, device: torch.device, seed: int, advance: Advance
+    ) -> None:
+        """Load the weights; InputError where there are none, or those of another encoder."""
+        given = f"pretraining.path={self.path}"
+        mend = f"give the {ENCODER} of a run with the same backbone"
+        if not self.path.is_file():
+            raise InputError(f"{given}: no such file; {mend}")
+        try:
+            weights = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (RuntimeError, UnpicklingError, EOFError) as error:
+            raise InputError(f"{given}: not a file of weights; {mend}") from error
+        try:
+            encoder.load_state_dict(weights)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"{given}: holds weights of another encoder; {mend}") from error
 
 
 class Supervised:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from clplat import metrics
-from clplat.directory import CONFIG, DIGEST_LINE, LINES, MATRIX, RESULT
+from clplat.directory import CONFIG, DIGEST_LINE, ENCODER, LINES, MATRIX, RESULT
 from clplat.events import EventWriter
 from clplat.metrics import Matrix
 
@@ -84,6 +85,12 @@ class Record:
         self._line(experience=index, scores=scores, **so_far)
         self._events.scalars({f"metrics/{name}": v for name, v in so_far.items()}, index + 1)
         log.info("experience %d: accuracy %.4f over those seen", index, so_far["accuracy"])
+
+    def encoder(self, weights: dict[str, Any]) -> None:
+        """The encoder once it is pre-trained, for other runs to begin with."""
+        data = io.BytesIO()
+        torch.save(weights, data)
+        write_atomically(self.out / ENCODER, data.getvalue())
 
     def task(self, number: int, score: float, cross_entropy: float) -> None:
         """After one of a series of independent tasks: what was reached at its end."""

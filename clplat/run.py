@@ -84,6 +84,8 @@ def run(
         course.begin_with(weights)
 
     record = Record(out, config, digest, names)
+    if weights is not None:
+        record.encoder(weights)
     try:
         matrix = course.learn(record, names["strategy"])
         learner = course.learner

@@ -27,9 +27,9 @@ class Scenario(CLScenario):
     inside a sequence of T segments: T + 1 streams of T test experiences each, R[i, j] being the
     score on experience j of stream i, what segment j wrote after segments 0..i were read; the last
     stream is of nothing read. All are evaluated after the whole of training; `test_stream` equals
-    stream T - 1. `head` names the one head config that fits, where not any does. A third stream,
-    "general", has one experience of data apart from the others: to pre-train on, or to replay as
-    general samples. `tasks` are independent scenarios, this one the first, each learnt from the
+    stream T - 1. `head` names the one head config that fits where a sample has several targets. A
+    third stream, "general", has one experience of data apart from the others: to pre-train on, or
+    to replay as general samples. `tasks` are independent scenarios, this one the first, each learnt from the
     same start; results are means over them.
     """
 

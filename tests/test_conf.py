@@ -141,7 +141,7 @@ def test_every_schedule_trains_one_step(name):
     train_one_step(composed(f"schedule={name}"))
 
 
-@pytest.mark.parametrize("name", sorted(set(files("pretraining")) - {"none"}))
+@pytest.mark.parametrize("name", sorted(set(files("pretraining")) - {"none", "file"}))
 def test_every_pretraining_trains_the_encoder(name):
     config = composed(
         f"pretraining={name}", "scenario=cfsl/classes_and_samples_4", "pretraining.epochs=1"

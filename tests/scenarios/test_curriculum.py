@@ -247,7 +247,7 @@ def test_a_run_solves_what_it_can_and_says_in_how_many_epochs(command):
 def test_heads_that_answer_once_a_sample_are_refused(command):
     outcome = command("scenario=n_parity backbone=recurrent strategy=curriculum out=runs/a")
     assert outcome.status == 2
-    assert "gives one answer a sample, and this scenario asks for several levels" in outcome.err
+    assert "gives one answer a sample, and this scenario asks for several of each" in outcome.err
     assert "set head=levels" in outcome.err
 
 

@@ -17,6 +17,7 @@ from clplat.backbones.classifier import classifier
 from clplat.backbones.heads import Cosine, Growing, Multi, NearestMean, NearestMeanFit
 from clplat.backbones.levels import Levels
 from clplat.backbones.prototypes import Prototypes
+from clplat.drawn import drawn_data
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from clplat.learner import Learner
@@ -24,7 +25,6 @@ from clplat.pretraining import Advance
 from clplat.scenario import Scenario
 from clplat.schedule import LearningRate
 from clplat.targets import check_objects
-
 
 ONE_ANSWER = (Multi, Growing, Cosine, NearestMean, Prototypes)  # heads for one target a sample
 
@@ -84,10 +84,28 @@ def check_fit(head: Any, strategy: Any, scenario: Scenario) -> None:
             f"head: {type(head).__name__} gives one answer a sample, and this scenario asks for "
             f"several of each; set head={scenario.head}"
         )
+    one_target = getattr(strategy, "one_target", isinstance(strategy, TemplateStrategy))
+    if scenario.head is not None and one_target:
+        raise InputError(
+            f"strategy: {name_of(strategy)} asks for the class of each sample, and this scenario "
+            "has several targets of each; choose finetune, joint, der, or replay with "
+            "strategy.memory=reservoir"
+        )
+    if hasattr(strategy, "memory") and drawn_data(scenario.train_stream[0].dataset):
+        raise InputError(
+            f"strategy: {name_of(strategy)} keeps samples in a memory, and this scenario draws "
+            "sequences anew for every batch, of ever other lengths; choose finetune, or curriculum"
+        )
     if scenario.marks:
         check_stream(head, strategy)
     if hasattr(strategy, "check"):
         strategy.check(scenario)
+
+
+def name_of(strategy: Any) -> str:
+    """Of its class, or of the class of Avalanche's loop that it brings."""
+    kind = getattr(strategy, "template", type(strategy))
+    return getattr(kind, "func", kind).__name__
 
 
 def needs_boundaries(strategy: Any) -> bool:
@@ -105,11 +123,10 @@ def check_stream(head: Any, strategy: Any) -> None:
     """Refuse what has to be told where an experience ends."""
     mend = "or a scenario with experiences, such as split_digits"
     if needs_boundaries(strategy):
-        kind = getattr(strategy, "template", type(strategy))
-        name = getattr(kind, "func", kind).__name__
         raise InputError(
-            f"strategy: {name} acts where an experience begins or ends, and this scenario is one "
-            f"stream without boundaries; choose finetune, replay, der or derpp, {mend}"
+            f"strategy: {name_of(strategy)} acts where an experience begins or ends, and this "
+            "scenario is one stream without boundaries; choose finetune, replay, der or derpp, "
+            f"{mend}"
         )
     if isinstance(head, NearestMean | Prototypes):
         raise InputError(

@@ -98,6 +98,8 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
         _number(config, f"pretraining.{key}", 1, whole=True)
     _number(config, "pretraining.lr", 0, above=True)
     _number(config, "strategy.capacity", 1, whole=True)
+    _number(config, "strategy.experiences", 1, whole=True)
+    _number(config, "strategy.samples", 1, whole=True)
     _number(config, "strategy.strength", 0)
     for key in SEEDS:
         _number(config, key, 0, whole=True)

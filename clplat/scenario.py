@@ -29,8 +29,8 @@ class Scenario(CLScenario):
     stream is of nothing read. All are evaluated after the whole of training; `test_stream` equals
     stream T - 1. `head` names the one head config that fits where a sample has several targets. A
     third stream, "general", has one experience of data apart from the others: to pre-train on, or
-    to replay as general samples. `tasks` are independent scenarios, this one the first, each learnt from the
-    same start; results are means over them.
+    to replay as general samples. `tasks` are independent scenarios, this one the first, each learnt
+    from the same start; results are means over them.
     """
 
     train_stream: Any

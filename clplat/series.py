@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clplat import metrics
 from clplat.build import build_analysis, build_learner
-from clplat.data import bytes_of
+from clplat.data import tensors_of
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from clplat.footprint import memory_bytes
@@ -54,8 +54,9 @@ def seeds_of_task(config: dict[str, Any], task: int) -> dict[str, Any]:
 
 
 def across_task_memory(held: int, task: Scenario) -> float:
-    """ATM: bytes held over those of all support samples' inputs (Antoniou et al. 2020)."""
-    return held / sum(bytes_of(experience.dataset) for experience in task.train_stream)
+    """ATM: bytes held over those of all support samples, labels included (Antoniou et al. 2020)."""
+    columns = [c for e in task.train_stream for c in tensors_of(e.dataset)[:2]]
+    return held / sum(column.numel() * column.element_size() for column in columns)
 
 
 def over_tasks(scores: Sequence[float], losses: Sequence[float]) -> dict[str, float]:

@@ -66,7 +66,7 @@ class DER(SupervisedPlugin):
         strategy.loss = strategy.loss + self.alpha * logit_distance(self._replayed[0], stored)
         if self.beta:
             labels = self._draws[1][1].to(strategy.mb_output.device)
-            loss = nn.functional.cross_entropy(self._replayed[1], labels)
+            loss = strategy._criterion(self._replayed[1], labels)  # the scenario's
             strategy.loss = strategy.loss + self.beta * loss
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:

@@ -130,6 +130,8 @@ class EWC(SupervisedPlugin):
     an experience. Avalanche's `ewc_lambda` is half of `strength`: it leaves out the 1/2.
     """
 
+    one_target = True  # a class for each sample
+
     def __init__(
         self, strength: float, fisher: str = "exact", online: bool = False, decay: float = 1.0
     ):

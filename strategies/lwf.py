@@ -29,6 +29,8 @@ class LwF(SupervisedPlugin):
     from the one pass of the encoder that the loop makes anyway.
     """
 
+    one_target = True  # a class for each sample
+
     def __init__(self, strength: float = 1.0, temperature: float = 2.0):
         super().__init__()
         if temperature <= 0:

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import clplat.conf
-from clplat.build import build_encoder, build_learner, build_scenario, pretrain
+from clplat.build import build_analysis, build_encoder, build_learner, build_scenario, pretrain
 from clplat.check import GROUPS, KEYS, check
 from strategies.frozen import Frozen
 
@@ -33,6 +33,7 @@ COMPANIONS = {
     "scenario=n_parity": LEVELS,
     "backbone=recurrent": LEVELS,
     "head=levels": LEVELS,
+    "analysis=recurrent": LEVELS,
     "scenario=text": (*TOKENS, "backbone.vocabulary=256"),
     "scenario=recall": (*TOKENS, "backbone.vocabulary=129"),
     "scenario=passkey": (*TOKENS, "backbone.vocabulary=129"),
@@ -139,6 +140,13 @@ def test_every_optimizer_trains_one_step(name):
 @pytest.mark.parametrize("name", files("schedule"))
 def test_every_schedule_trains_one_step(name):
     train_one_step(composed(f"schedule={name}"))
+
+
+def test_every_analysis_fits_what_it_is_for(made_up_data):
+    for name in files("analysis"):
+        config = composed(f"analysis={name}")
+        learner, _ = build_learner(config, build_scenario(config, []))
+        assert (build_analysis(config, learner) is None) == (name == "none")
 
 
 @pytest.mark.parametrize("name", sorted(set(files("pretraining")) - {"none", "file"}))

@@ -1,7 +1,9 @@
 """What a run holds and takes, in bytes."""
 
+import pytest
 import torch
 
+from clplat.backbones.heads import NearestMean
 from clplat.backbones.prototypes import Prototypes
 from clplat.footprint import memory_bytes, peak_memory
 from clplat.memory import Memory
@@ -45,9 +47,12 @@ def test_peak_memory_is_that_of_the_process():
     assert 10 * 2**20 < peak_memory(torch.device("cpu")) < 2**40
 
 
-def test_what_a_head_remembers_is_counted_with_what_the_strategy_holds():
+@pytest.mark.parametrize("head", [Prototypes, NearestMean])
+def test_what_a_head_remembers_is_counted_with_what_the_strategy_holds(head):
     class Model:
-        head = Prototypes(features=3, classes=5)
+        pass
+
+    Model.head = head(features=3, classes=5)
 
     class Nothing:
         memory_bytes = 0

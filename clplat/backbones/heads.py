@@ -155,6 +155,11 @@ class NearestMean(nn.Module):
         self.register_buffer("means", torch.zeros(classes, features))
         self.register_buffer("known", torch.zeros(classes, dtype=torch.bool))
 
+    @property
+    def memory_bytes(self) -> int:
+        """What is remembered of the experiences."""
+        return int(self.known.sum()) * self.means.shape[1] * self.means.element_size()
+
     def fit(self, features: Tensor, labels: Tensor) -> None:
         """Set the means of the classes among `labels`; those of other classes stay."""
         features = nn.functional.normalize(features, dim=1)

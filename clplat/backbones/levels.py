@@ -49,7 +49,10 @@ class Levels(MultiTaskModule):
     def forward(self, features: Tensor, task: Tensor | int | None = None) -> Tensor:  # type: ignore[override]
         if self.training:
             levels = trained_levels(self.curriculum, int(self.level), self.window)
-            return torch.stack([self.linears[level](features) for level in levels], 1)
+            # One product for all heads: as many small ones would cost more than the rest.
+            heads: list[Any] = [self.linears[level] for level in levels]
+            weight, bias = (torch.cat([getattr(h, n) for h in heads]) for n in ("weight", "bias"))
+            return nn.functional.linear(features, weight, bias).unflatten(1, (len(levels), -1))
         return self.forward_single_task(features, int(torch.as_tensor(task).flatten()[0]))
 
     def forward_single_task(self, features: Tensor, task: int) -> Tensor:  # type: ignore[override]

@@ -32,8 +32,8 @@ class Prototypes(nn.Module):
     @property
     def memory_bytes(self) -> int:
         """What is remembered of the experiences."""
-        known = self.sums[self.counts > 0]
-        return known.numel() * known.element_size()
+        known = int((self.counts > 0).sum())
+        return known * self.sums.shape[1] * self.sums.element_size()
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
         """Take features (N, D) into the prototypes of their labels (N,)."""

@@ -5,21 +5,26 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from clplat.layers.layer import Layer
+from clplat.layers.recurrent import GRU, LSTM, SLSTM, LeakyRNN, reading
 
 
 class Recurrent(nn.Module):
     """A layer over a series (T, D) of any length; features are the last step's (B, width).
 
-    The input's weights are those of the layer times a linear map from D to `width`.
+    Layers with a recurrent matrix read the series by an input map of their own; others are
+    given it through a linear one.
     """
 
     def __init__(self, input_shape: Sequence[int], layer: Callable[[int], Layer], width: int = 500):
         super().__init__()
         if len(input_shape) != 2:
             raise ValueError(f"input_shape={tuple(input_shape)}; expected a series (T, D)")
-        self.width = width
-        self.input = nn.Linear(input_shape[1], width, bias=False)
-        self.layer = layer(width)
+        self.width, self.channels = width, input_shape[1]
+        self.layer, self.input = layer(width), nn.Identity()
+        if isinstance(self.layer, LeakyRNN | LSTM | GRU | SLSTM):
+            self.layer = reading(self.layer, self.channels)
+        else:
+            self.input = nn.Linear(self.channels, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y, _ = self.layer(self.input(x))

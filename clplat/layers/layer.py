@@ -16,7 +16,7 @@ class Layer(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.width = width
+        self.width = self.inputs = width  # of the outputs and the inputs: see `recurrent.reading`
 
     def mix(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """The outputs and the state after the last token; `state` None is the empty past."""
@@ -24,10 +24,10 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
         """x (B, T, width) -> y of the same shape, and the state to go on from."""
-        if x.ndim != 3 or x.shape[-1] != self.width or x.shape[1] == 0:
+        if x.ndim != 3 or x.shape[-1] != self.inputs or x.shape[1] == 0:
             raise ValueError(
                 f"{type(self).__name__}: x has shape {tuple(x.shape)}; "
-                f"expected (B, T, {self.width}) with T at least 1"
+                f"expected (B, T, {self.inputs}) with T at least 1"
             )
         return self.mix(x, state)
 

@@ -24,6 +24,11 @@ def _with_axis(layer: Layer, state: Tensor, batch: int) -> Tensor:
     return state.unsqueeze(1)
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(B, T, n) -> (B, T, m), laid out with time first, as `gated_rnn` reads and answers."""
+    return nn.functional.linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
+
+
 class LeakyRNN(Layer):
     """Leaky units with a trainable time constant each (Khajehabdollahi et al. 2024).
 
@@ -50,12 +55,15 @@ class LeakyRNN(Layer):
         self.tau = nn.Parameter(torch.empty(width).uniform_(1, 2))
 
     def mix(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        z = self.input(x).unsqueeze(2)
-        state = None if state is None else _with_axis(self, state, len(x))
-        leak, recurrent = (1 / self.tau.clamp(min=1)).to(z), self.recurrent.to(z)
+        leak, recurrent = 1 / self.tau.clamp(min=1), self.recurrent
+        weight, bias = self.input.weight, self.input.bias
         if self.activates == "sum":  # an Elman network whose units are also joined to themselves
-            z, recurrent, leak = leak * z, leak * recurrent + torch.diag(1 - leak), None
-        y, state = gated_rnn(self.activation, z, recurrent, state, leak=leak)
+            weight, bias = leak[:, None] * weight, leak * bias
+            recurrent = leak * recurrent + torch.diag(1 - leak)
+        z = _linear(x, weight, bias).unsqueeze(2)
+        leak = None if self.activates == "sum" else leak.to(z)
+        state = None if state is None else _with_axis(self, state, len(x))
+        y, state = gated_rnn(self.activation, z, recurrent.to(z), state, leak=leak)
         return y, state[:, 0]
 
 
@@ -77,7 +85,7 @@ class LSTM(Layer):
             check_state(self, state, len(x), 2, self.width)
         if self._torch_is_faster(x):
             return self._by_torch(x, state)
-        z = self.input(x).unflatten(2, (4, self.width))
+        z = _linear(x, self.input.weight, self.input.bias).unflatten(2, (4, self.width))
         return gated_rnn("lstm", z, self.recurrent.to(z), state)
 
     def _torch_is_faster(self, x: Tensor) -> bool:
@@ -109,7 +117,7 @@ class GRU(Layer):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def mix(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        z = self.input(x).unflatten(2, (3, self.width))
+        z = _linear(x, self.input.weight, self.input.bias).unflatten(2, (3, self.width))
         state = None if state is None else _with_axis(self, state, len(x))
         y, state = gated_rnn("gru", z, self.recurrent.to(z), state, bias=self.bias.to(z))
         return y, state[:, 0]
@@ -134,6 +142,14 @@ class SLSTM(Layer):
             self.input.bias[width : 2 * width] = torch.linspace(3, 6, width)
 
     def mix(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        z = self.input(x).unflatten(2, (4, self.width))
+        z = _linear(x, self.input.weight, self.input.bias).unflatten(2, (4, self.width))
         h, state = gated_rnn("slstm", z, self.recurrent.to(z), state)
         return self.norm(h.unflatten(2, (self.heads, -1))).flatten(2), state
+
+
+def reading(layer: LeakyRNN | LSTM | GRU | SLSTM, inputs: int) -> Layer:
+    """The layer, its input map drawn anew for vectors of another width than its outputs'."""
+    weights = nn.Linear(inputs, layer.input.out_features, bias=False)
+    weights.bias = layer.input.bias
+    layer.input, layer.inputs = weights, inputs
+    return layer

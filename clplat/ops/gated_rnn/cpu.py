@@ -18,6 +18,7 @@ from clplat.ops.gated_rnn.kinds import SLOPE, empty_trace
 from clplat.ops.tier import state_dtype
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+leaky_relu_backward = torch.ops.aten.leaky_relu_backward.grad_input
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 # Elements of h in a piece of the backward pass: several such tensors stay in a processor's cache.
@@ -154,8 +155,17 @@ class Backward:
 def elman_backward(slope: float | None, run: Backward, piece: slice, before: Tensor) -> Tensor:
     """`slope`: of phi at negative arguments; None: phi is tanh."""
     grad_h, leak, d = run.whole_grad_h(piece), run.per_unit, run.grad_x[piece]
-    phi = run.h[piece] if leak is None else run.gates[piece, :, :, 0]
-    scale = torch.ones_like(phi[0]) if leak is None else leak.expand_as(phi[0])
+    if leak is None:
+        views = run.steps(grad_h, run.h[piece], d[:, :, :, 0])
+        for grad_before, grad_h_t, phi, d_t in views:
+            if slope is None:
+                tanh_backward(grad_h_t, phi, grad_input=d_t)
+            else:
+                leaky_relu_backward(grad_h_t, phi, slope, True, grad_input=d_t)
+            grad_before.baddbmm_(d_t, run.matrix)
+        return d
+    phi = run.gates[piece, :, :, 0]
+    scale = leak.expand_as(phi[0])
     if slope is None:
         tanh_backward(scale.expand_as(phi), phi, grad_input=d[:, :, :, 0])
     else:
@@ -163,11 +173,8 @@ def elman_backward(slope: float | None, run: Backward, piece: slice, before: Ten
     keep = 1 - scale
     for grad_before, grad_h_t, d_t in run.steps(grad_h, d[:, :, :, 0]):
         d_t.mul_(grad_h_t)
-        if leak is not None:
-            grad_before.addcmul_(grad_h_t, keep)
-        grad_before.baddbmm_(d_t, run.matrix)
-    if leak is not None:
-        run.grad_unit += grad_h.mul_(phi - before).sum((0, 2))
+        grad_before.addcmul_(grad_h_t, keep).baddbmm_(d_t, run.matrix)
+    run.grad_unit += grad_h.mul_(phi - before).sum((0, 2))
     return d
 
 

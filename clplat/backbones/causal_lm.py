@@ -1,0 +1,96 @@
+"""A pre-trained causal language model of the package transformers as a backbone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clplat.errors import InputError
+
+TRAINABLE = ("all", "head")
+
+
+def _pretrained(path: str) -> Any:
+    """The model in a folder, without its output layer, in float32."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(
+            f"backbone.path={path}: no such folder; expected one on this machine, for nothing is "
+            "fetched; download the model (hf download NAME --local-dir FOLDER), and name its folder"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"backbone.path={path}: no *.safetensors in it; expected config.json and weights as "
+            "save_pretrained leaves them, for pickled weights are not read; convert them"
+        )
+    try:
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError as error:
+        raise InputError(
+            "backbone=causal_lm: needs the package transformers, which is not installed; "
+            "pip install 'clplat[text]'"
+        ) from error
+    disable_progress_bar()  # a run has its own
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"backbone.path={path}: transformers cannot load it as a causal language model "
+            f"({str(error).splitlines()[0]}); choose one whose code is in transformers itself, or "
+            "fetch it again"
+        ) from error
+    return model.base_model
+
+
+class CausalLM(nn.Module):
+    """Tokens (B, T) to the last hidden states (B, T, width) of a pre-trained model.
+
+    `path`: a folder with config.json and *.safetensors. `trainable`: "all", or "head", so that the
+    language model stays as it is. Its own output layer is left out; the platform's head follows.
+    InputError: no such folder, no safetensors, code that would have to be fetched, more tokens
+    than the model has positions for.
+    """
+
+    def __init__(self, input_shape: Sequence[int], path: str, trainable: str = "all"):
+        super().__init__()
+        if trainable not in TRAINABLE:
+            raise InputError(
+                f"backbone.trainable={trainable}: expected one of {', '.join(TRAINABLE)}; choose "
+                "one of these"
+            )
+        if len(input_shape) != 1:
+            raise InputError(
+                f"backbone=causal_lm: reads tokens (T,), and the scenario gives "
+                f"{tuple(input_shape)}; choose a scenario of tokens, such as text"
+            )
+        self.model = _pretrained(path)
+        config = self.model.config
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is not None and input_shape[0] > positions:
+            raise InputError(
+                f"backbone.path={path}: has {positions} positions, and the scenario's samples have "
+                f"{input_shape[0]} tokens; lower scenario.window, or choose another model"
+            )
+        self.path, self.width = path, config.hidden_size
+        self.model.requires_grad_(trainable == "all")
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.long()
+        try:
+            return self.model(input_ids=tokens, use_cache=False).last_hidden_state
+        except IndexError as error:  # looked at only here: to check every batch would cost time
+            rows = self.model.get_input_embeddings().num_embeddings
+            raise InputError(
+                f"backbone.path={self.path}: knows tokens from 0 to {rows - 1}, and the data has "
+                f"{int(tokens.max())}; set scenario.tokenizer={self.path}"
+            ) from error

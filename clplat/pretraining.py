@@ -81,7 +81,7 @@ class Supervised:
     ) -> None:
         """Train the encoder in place; `seed` draws the order of samples."""
         experience = _general(scenario)
-        classes = max(experience.classes_in_this_experience) + 1
+        classes = int(tensors_of(experience.dataset)[1].max()) + 1
         learner = Learner(
             classifier(encoder, single(encoder.width, classes)),
             partial(torch.optim.Adam, lr=self.lr, fused=True),
@@ -146,6 +146,11 @@ class Prototypical:
     ) -> None:
         """Train the encoder in place; `seed` draws the episodes."""
         x, y, _ = tensors_of(_general(scenario).dataset)
+        if y.ndim > 1:
+            raise InputError(
+                "pretraining=prototypical: episodes are made of samples of one class each, and "
+                "the general data has several targets a sample; set pretraining=supervised"
+            )
         members = [(y == label).nonzero()[:, 0] for label in y.unique()]
         fewest = min(map(len, members))
         if self.ways > len(members) or self.shots + self.queries > fewest:

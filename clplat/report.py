@@ -77,6 +77,8 @@ def _cell(name: str, values: list[float | None]) -> str:
     mean, deviation = float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
     if name == "memory_bytes":
         return _bytes(mean)
+    if name == "multiply_accumulates":
+        return f"{mean / 1e6:.4g} M"
     if name == "seconds":
         return f"{mean:.1f} ± {deviation:.1f}"
     return f"{mean:.3f} ± {deviation:.3f}"
@@ -176,7 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     groups = by_configuration(runs)
     scenarios = ", ".join(sorted({result["scenario"] for _, result in runs}))
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    # Elsewhere than in a terminal a table takes the width that it needs.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
     console.print(table(groups, f"{scenarios}: mean ± standard deviation over seeds"))
     if options.experiences:
         console.print(by_experience(groups, "score on each experience after the last one"))

@@ -30,7 +30,7 @@ class Scenario(CLScenario):
     stream T - 1. `head` names the one head config that fits where a sample has several targets. A
     third stream, "general", has one experience of data apart from the others: to pre-train on, or
     to replay as general samples. `tasks` are independent scenarios, this one the first, each learnt
-    from the same start; results are means over them.
+    anew; results are means over them.
     """
 
     train_stream: Any

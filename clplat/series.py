@@ -1,4 +1,4 @@
-"""Many independent tasks, each learnt from the same start, and means over them."""
+"""Many independent tasks, each learnt anew, and means over them."""
 
 import math
 from collections.abc import Sequence

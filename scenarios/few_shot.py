@@ -1,7 +1,8 @@
 """Continual few-shot learning: many tasks of a few small support sets each (Antoniou et al. 2020).
 
 A task's support sets are seen one at a time and each is gone after use; its target set asks for all
-of its classes. Every task begins anew, from the same start, and results are means over tasks.
+of its classes. Every task begins anew, with the same pre-trained encoder or with weights of its own,
+and results are means over tasks.
 """
 
 from collections.abc import Callable, Sequence
@@ -221,6 +222,11 @@ def instances(
     if not noise >= 0:
         raise InputError(f"scenario.noise={noise}: expected at least 0; choose 0.1")
     images, base = _parts(load_by_class(source, download), part)
+    if not len(images):
+        raise InputError(
+            f"scenario.part={part}: the {part} part of {source} has 0 classes; choose another "
+            "source, or scenario.part=evaluation"
+        )
     count = experiences * images_per_set
     if count > images.shape[1]:
         raise InputError(

@@ -276,7 +276,7 @@ SUPPORT, TARGETS = 4 * 3, 4 * 3 * 5
         (["strategy=frozen"], TARGETS * (FORWARD + HEAD)),
         (
             ["strategy=frozen", "head=prototypes"],
-            SUPPORT * FORWARD + TARGETS * (FORWARD + HEAD),  # a product with six prototypes
+            SUPPORT * FORWARD + TARGETS * FORWARD,  # distances are no product, and not counted
         ),
     ],
 )

@@ -7,9 +7,13 @@ from clplat.backbones.heads import MASKED
 
 
 def squared_distances(features: Tensor, means: Tensor) -> Tensor:
-    """Euclidean, (B, D) and (C, D) -> (B, C)."""
-    products = features @ means.T
-    return features.square().sum(1, keepdim=True) - 2 * products + means.square().sum(1)
+    """Euclidean, (B, D) and (C, D) -> (B, C), in float32 at least.
+
+    Of differences, not of products: those lose what little lies between means far from the origin.
+    """
+    wide = torch.promote_types(features.dtype, torch.float32)
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(features.to(wide), means.to(wide), compute_mode=mode).square()
 
 
 class Prototypes(nn.Module):

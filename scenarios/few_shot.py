@@ -1,8 +1,8 @@
 """Continual few-shot learning: many tasks of a few small support sets each (Antoniou et al. 2020).
 
 A task's support sets are seen one at a time and each is gone after use; its target set asks for all
-of its classes. Every task begins anew, with the same pre-trained encoder or with weights of its own,
-and results are means over tasks.
+of its classes. Every task begins anew, with the same pre-trained encoder or weights of its own, and
+results are means over tasks.
 """
 
 from collections.abc import Callable, Sequence

@@ -47,6 +47,19 @@ def test_the_documented_layer_runs_and_keeps_the_law(command, tmp_path, monkeypa
     runpy.run_path(str(tmp_path / "mylab/check_average.py"))
 
 
+def test_the_documented_analysis_is_recorded(command, tmp_path):
+    commands = write_examples(ROOT / "docs/guides/analysis.md", tmp_path)
+    (example,) = [c.removeprefix("clplat ") for c in commands if "analysis=dead" in c]
+    outcome = command(f"{example} out=runs/mine {QUICK}")
+    assert outcome.status == 0, outcome.err
+    measured = json.loads(Path("runs/mine/result.json").read_text())["measured"]
+    assert 0 <= measured["dead_units"] < 1
+    (other,) = [c.removeprefix("clplat ") for c in commands if "n_parity" in c]
+    small = "scenario.experiences=2 scenario.samples=64 scenario.test_samples=32 train.epochs=1"
+    outcome = command(f"{other} out=runs/other {small} analysis.steps=600 analysis.samples=100")
+    assert outcome.status == 0, outcome.err
+
+
 SIZES = {"D": 8, "H": 4, "P": 2, "N": 6, "E": 16, "n": 2, "F": 3, "W": 5, "T": 7}
 
 

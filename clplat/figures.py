@@ -101,9 +101,20 @@ def anytime_figure(
 
 def curve_figure(x: Sequence[float], y: Sequence[float], title: str) -> Figure:
     """One curve, such as accuracy against the share of units silenced."""
-    figure, axes = _lines_figure({title: (x, [y])}, title, markers=True)
-    axes.get_legend().remove()
+    figure = _figure(4.2, 3)
+    axes = figure.add_subplot()
+    axes.plot(x, y, color=COLOURS[0], marker=MARKERS[0], linewidth=1.8)
+    _finish(axes, y, title)
     return figure
+
+
+def _finish(axes: Any, scores: Any, title: str) -> None:
+    """From 0 to 1 where all scores lie in it, as accuracies do; a grid, and no box."""
+    if np.min(scores) >= 0 and np.max(scores) <= 1:
+        axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=11)
 
 
 def _lines_figure(
@@ -119,12 +130,7 @@ def _lines_figure(
         marker = MARKERS[k % len(MARKERS)] if markers else None
         axes.plot(x, mean, color=colour, marker=marker, markersize=5, label=name, linewidth=1.6)
         axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
-    scores = np.concatenate([np.ravel(runs) for _, runs in lines.values()])
-    if scores.min() >= 0 and scores.max() <= 1:
-        axes.set_ylim(0, 1.02)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, fontsize=11)
+    _finish(axes, np.concatenate([np.ravel(runs) for _, runs in lines.values()]), title)
     # Named at the side, in the order in which the curves end, so that no line is crossed to read.
     handles, labels = axes.get_legend_handles_labels()
     ends = [-np.asarray(lines[name][1])[:, -1].mean() for name in labels]

@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,34 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(beside, path)
 
 
-class Record:
-    """Writes one run's directory, line by line while it runs and the result at its end."""
+@contextmanager
+def kept_log() -> Iterator[MemoryHandler]:
+    """Keep what is logged while there is no run directory yet, such as where data was read from."""
+    kept = MemoryHandler(capacity=10**6, flushLevel=logging.CRITICAL + 1)
+    for name in LOGGERS:
+        logging.getLogger(name).addHandler(kept)
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        yield kept
+    finally:
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(kept)
 
-    def __init__(self, out: Path, config: dict[str, Any], digest: str, names: dict[str, str]):
+
+class Record:
+    """Writes one run's directory, line by line while it runs and the result at its end.
+
+    `kept` is what was logged before, and begins the log.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        config: dict[str, Any],
+        digest: str,
+        names: dict[str, str],
+        kept: MemoryHandler | None = None,
+    ):
         self.out, self._began = out, time.perf_counter()
         out.mkdir(parents=True, exist_ok=True)
         for stale in (*out.glob("events.out.tfevents.*"), out / LINES, out / "run.log"):
@@ -44,6 +70,9 @@ class Record:
         write_atomically(out / CONFIG, f"{DIGEST_LINE}{digest}\n{text}".encode())
         self._log = logging.FileHandler(out / "run.log")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        if kept is not None:
+            kept.setTarget(self._log)
+            kept.flush()
         for name in LOGGERS:
             logging.getLogger(name).addHandler(self._log)
             logging.getLogger(name).setLevel(logging.INFO)

@@ -18,7 +18,8 @@ from clplat.errors import InputError
 from clplat.footprint import memory_bytes, peak_memory
 from clplat.metrics import Matrix
 from clplat.quiet import hush_avalanche
-from clplat.record import Record
+from clplat.record import Record, kept_log
+from clplat.scenario import Scenario
 from clplat.series import SeriesRun
 from clplat.stream import StreamRun
 
@@ -41,6 +42,19 @@ def joint_matrix(reference: str | None, scenario_name: str, size: int) -> Matrix
     return np.load(Path(reference) / MATRIX, allow_pickle=False)
 
 
+def _rows(scenario: Scenario, name: str) -> list[Any]:
+    """The experiences that the rows of the matrix stand for; as many are tested on."""
+    trained, tested = list(scenario.train_stream), list(scenario.test_stream)
+    if scenario.marks or scenario.segments:  # inside the one that is trained on
+        return tested
+    if len(trained) != len(tested):
+        raise InputError(
+            f"scenario={name}: {len(trained)} experiences to train on but {len(tested)} "
+            "to test on; an accuracy matrix needs as many of both; choose another benchmark"
+        )
+    return trained
+
+
 def run(
     config: dict[str, Any],
     *,
@@ -58,32 +72,24 @@ def run(
     seeds = {key: config[key] for key in SEEDS}
     hush_avalanche()
     torch.set_num_threads(config["threads"])
-    scenario = build_scenario(config, folders)
-    size = len(scenario.test_stream)
-    one = bool(scenario.marks or scenario.segments)  # experience alone to train on
-    counted = list(scenario.test_stream if one else scenario.train_stream)
-    if len(counted) != size:
-        raise InputError(
-            f"scenario={names['scenario']}: {len(counted)} experiences to train on but {size} "
-            "to test on; an accuracy matrix needs as many of both; choose another benchmark"
-        )
-    joint = joint_matrix(config["reference"], names["scenario"], size)
-    course = (SeriesRun if scenario.tasks else StreamRun)(config, scenario, progress)
-
-    began = time.perf_counter()
-    try:
-        weights = pretrain(
-            config,
-            scenario,
-            lambda epochs: progress.start("pre-training", seeds["seed"], epochs, "epochs"),
-            progress.advance,
-        )
-    finally:
-        progress.stop()
-    if weights is not None:
-        course.begin_with(weights)
-
-    record = Record(out, config, digest, names)
+    with kept_log() as kept:
+        scenario = build_scenario(config, folders)
+        rows = _rows(scenario, names["scenario"])
+        joint = joint_matrix(config["reference"], names["scenario"], len(rows))
+        course = (SeriesRun if scenario.tasks else StreamRun)(config, scenario, progress)
+        began = time.perf_counter()
+        try:
+            weights = pretrain(
+                config,
+                scenario,
+                lambda epochs: progress.start("pre-training", seeds["seed"], epochs, "epochs"),
+                progress.advance,
+            )
+        finally:
+            progress.stop()
+        if weights is not None:
+            course.begin_with(weights)
+        record = Record(out, config, digest, names, kept)
     if weights is not None:
         record.encoder(weights)
     try:
@@ -91,11 +97,11 @@ def run(
         learner = course.learner
         result = {
             **names,
-            "experiences": size,
+            "experiences": len(rows),
             "score": scenario.score.__name__.replace("_", " "),
             **metrics.summary(matrix),
             "average_incremental_accuracy_pooled": metrics.average_incremental_accuracy(
-                matrix, [len(e.classes_in_this_experience) for e in counted]
+                matrix, [len(e.classes_in_this_experience) for e in rows]
             ),
             "intransigence": None if joint is None else metrics.intransigence(matrix, joint),
             **course.summary(),

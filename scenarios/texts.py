@@ -7,6 +7,7 @@ A text is named by a string: "english", "python" or "cpp", which need no downloa
 import gzip
 import importlib
 import importlib.util
+import logging
 import re
 import zlib
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from clplat.errors import InputError
+
+log = logging.getLogger(__name__)
 
 MODULES = (
     *("argparse", "calendar", "configparser", "csv", "dataclasses", "difflib", "fractions"),
@@ -198,4 +201,5 @@ def read(name: str, key: str = "scenario.sources") -> str:
             f"{key}={name}: no text in it; expected a file with some, or a folder of .txt, .md, "
             ".rst, .html or man pages, .gz as well; name another"
         )
+    log.info("%s: read, %d characters", name, len(text))
     return text

@@ -338,3 +338,17 @@ def test_data_larger_than_the_threshold_is_read_by_a_data_loader(command):
     a, b = (np.load(f"runs/{name}/accuracy_matrix.npy") for name in "ab")
     assert np.array_equal(a[-1], b[-1])
     assert np.diag(a).min() > 0.5
+
+
+def test_the_log_begins_with_where_data_was_read_from(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLPLAT_DATA", str(tmp_path / "data"))
+    text = tmp_path / "mine.txt"
+    text.write_text("one line of text after another. " * 200)
+    settings = "backbone=mingru backbone.pooling=none backbone.vocabulary=256 backbone.width=4"
+    sizes = "scenario.samples=4 scenario.test_samples=2 scenario.window=8 train.epochs=1"
+    outcome = command(f"scenario=text scenario.sources=[{text}] {settings} {sizes} out=runs/a")
+    assert outcome.status == 0, outcome.err
+    lines = Path("runs/a/run.log").read_text().splitlines()
+    assert str(text) in lines[0]
+    assert "read" in lines[0]
+    assert any("experience 0" in line for line in lines[1:])

@@ -1,0 +1,1 @@
+"""Pictures of what the scenarios consist of: `python -m clplat.gallery`."""

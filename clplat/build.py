@@ -7,26 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from avalanche.core import SupervisedPlugin
-from avalanche.models.dynamic_modules import MultiTaskModule
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from clplat.adapter import AvalancheTemplate, TemplateStrategy
 from clplat.backbones.classifier import classifier
-from clplat.backbones.heads import Cosine, Growing, Multi, NearestMean, NearestMeanFit
-from clplat.backbones.levels import Levels
+from clplat.backbones.heads import NearestMean, NearestMeanFit
 from clplat.backbones.prototypes import Prototypes
-from clplat.drawn import drawn_data
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
+from clplat.fit import check_encoder, check_fit, from_avalanche
 from clplat.learner import Learner
 from clplat.pretraining import Advance
 from clplat.scenario import Scenario
 from clplat.schedule import LearningRate
 from clplat.targets import check_objects
-
-ONE_ANSWER = (Multi, Growing, Cosine, NearestMean, Prototypes)  # heads for one target a sample
 
 
 def build_node(config: dict[str, Any], key: str, **arguments: Any) -> Any:
@@ -63,76 +58,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - Avalanche's plugins draw from the global generator
     torch.manual_seed(seed)
-
-
-def check_fit(head: Any, strategy: Any, scenario: Scenario) -> None:
-    """Refuse a head or a strategy that this scenario cannot serve."""
-    if isinstance(head, MultiTaskModule) and not scenario.task_labels:
-        raise InputError(
-            "head=multi: a head for each task needs task labels, and the scenario gives none; "
-            "set scenario.task_labels=true, or head=single"
-        )
-    if getattr(strategy, "needs_task_labels", False) and not scenario.task_labels:
-        raise InputError(
-            f"strategy: {type(strategy).__name__} needs task labels, and the scenario gives none; "
-            "set scenario.task_labels=true, or choose another strategy"
-        )
-    if (scenario.head == "levels" and not isinstance(head, Levels)) or (
-        scenario.head == "single" and isinstance(head, ONE_ANSWER)
-    ):
-        raise InputError(
-            f"head: {type(head).__name__} gives one answer a sample, and this scenario asks for "
-            f"several of each; set head={scenario.head}"
-        )
-    one_target = getattr(strategy, "one_target", isinstance(strategy, TemplateStrategy))
-    if scenario.head is not None and one_target:
-        raise InputError(
-            f"strategy: {name_of(strategy)} asks for the class of each sample, and this scenario "
-            "has several targets of each; choose finetune, joint, der, or replay with "
-            "strategy.memory=reservoir"
-        )
-    if hasattr(strategy, "memory") and drawn_data(scenario.train_stream[0].dataset):
-        raise InputError(
-            f"strategy: {name_of(strategy)} keeps samples in a memory, and this scenario draws "
-            "sequences anew for every batch, of ever other lengths; choose finetune, or curriculum"
-        )
-    if scenario.marks:
-        check_stream(head, strategy)
-    if hasattr(strategy, "check"):
-        strategy.check(scenario)
-
-
-def name_of(strategy: Any) -> str:
-    """Of its class, or of the class of Avalanche's loop that it brings."""
-    kind = getattr(strategy, "template", type(strategy))
-    return getattr(kind, "func", kind).__name__
-
-
-def needs_boundaries(strategy: Any) -> bool:
-    """Whether it acts where an experience begins or ends, or brings a loop that does.
-
-    A strategy that also does without says so: `needs_boundaries = False`.
-    """
-    stages = ("train_dataset_adaptation", "training_exp")
-    hooks = [f"{when}_{stage}" for when in ("before", "after") for stage in stages]
-    acts = any(getattr(type(strategy), h, None) is not getattr(SupervisedPlugin, h) for h in hooks)
-    return getattr(strategy, "needs_boundaries", isinstance(strategy, TemplateStrategy) or acts)
-
-
-def check_stream(head: Any, strategy: Any) -> None:
-    """Refuse what has to be told where an experience ends."""
-    mend = "or a scenario with experiences, such as split_digits"
-    if needs_boundaries(strategy):
-        raise InputError(
-            f"strategy: {name_of(strategy)} acts where an experience begins or ends, and this "
-            "scenario is one stream without boundaries; choose finetune, replay, der or derpp, "
-            f"{mend}"
-        )
-    if isinstance(head, NearestMean | Prototypes):
-        raise InputError(
-            "head: the means of nearest_mean and prototypes are computed where an experience ends, "
-            f"and this scenario is one stream without boundaries; choose head=single, {mend}"
-        )
 
 
 def refuse_for_templates(config: dict[str, Any]) -> None:
@@ -190,11 +115,19 @@ def build_analysis(config: dict[str, Any], learner: Any) -> Any:
 
 
 def build_learner(
-    config: dict[str, Any], scenario: Scenario, observers: Sequence[Any] = ()
+    config: dict[str, Any],
+    scenario: Scenario,
+    observers: Sequence[Any] = (),
+    weights: dict[str, Any] | None = None,
 ) -> tuple[Learner | AvalancheTemplate, Any]:
-    """Loop and strategy of a resolved config; `observers` are plugins that only watch."""
+    """Loop and strategy of a resolved config; `observers` are plugins that only watch.
+
+    `weights` are the state that the encoder begins with, None for the one it is drawn with.
+    """
     device = pick_device(config["device"])
     encoder = build_encoder(config, scenario)
+    if weights is not None:
+        encoder.load_state_dict(weights)
     head = build_node(config, "head", features=encoder.width, classes=scenario.n_classes)
     if config["compile"]:
         encoder.compile()
@@ -202,6 +135,7 @@ def build_learner(
     seed_everything(config["seed_train"])
     strategy, schedule = build_node(config, "strategy"), build_node(config, "schedule")
     check_fit(head, strategy, scenario)
+    check_encoder(encoder, scenario)
     plugins: list[Any] = [LearningRate(schedule)] if schedule else []
     if isinstance(head, NearestMean):
         plugins.append(NearestMeanFit(getattr(strategy, "memory", None)))
@@ -232,8 +166,7 @@ def build_learner(
         refuse_for_templates(config)
         plugins = [*plugins, *observers]
         return AvalancheTemplate(template=strategy.template, plugins=plugins, **common), strategy
-    from_avalanche = type(strategy).__module__.startswith(("avalanche.training", "clplat.bridges"))
-    if from_avalanche and train["accumulate"] > 1:
+    if from_avalanche(strategy) and train["accumulate"] > 1:
         raise InputError(
             f"train.accumulate={train['accumulate']}: Avalanche's plugins may zero or rewrite the "
             "gradients between batches; set train.accumulate=1, or choose a strategy of ours"

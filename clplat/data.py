@@ -126,3 +126,8 @@ def bytes_of(dataset: AvalancheDataset) -> int:
     else:
         sample = torch.as_tensor(dataset[0][0])
     return sample.numel() * sample.element_size() * len(dataset)
+
+
+def held_bytes(dataset: AvalancheDataset) -> int:
+    """The bytes that a dataset's inputs and one label (int64) of each take as tensors."""
+    return bytes_of(dataset) + 8 * len(dataset)

@@ -76,7 +76,8 @@ def run(
         scenario = build_scenario(config, folders)
         rows = _rows(scenario, names["scenario"])
         joint = joint_matrix(config["reference"], names["scenario"], len(rows))
-        course = (SeriesRun if scenario.tasks else StreamRun)(config, scenario, progress)
+        kind = SeriesRun if scenario.tasks else StreamRun
+        course = kind(config, scenario, progress)
         began = time.perf_counter()
         try:
             weights = pretrain(
@@ -87,8 +88,8 @@ def run(
             )
         finally:
             progress.stop()
-        if weights is not None:
-            course.begin_with(weights)
+        if weights is not None:  # built anew, seeds and all: as if they had been there at once
+            course = kind(config, scenario, progress, weights)
         record = Record(out, config, digest, names, kept)
     if weights is not None:
         record.encoder(weights)

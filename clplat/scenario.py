@@ -27,10 +27,11 @@ class Scenario(CLScenario):
     inside a sequence of T segments: T + 1 streams of T test experiences each, R[i, j] being the
     score on experience j of stream i, what segment j wrote after segments 0..i were read; the last
     stream is of nothing read. All are evaluated after the whole of training; `test_stream` equals
-    stream T - 1. `head` names the one head config that fits where a sample has several targets. A
-    third stream, "general", has one experience of data apart from the others: to pre-train on, or
-    to replay as general samples. `tasks` are independent scenarios, this one the first, each learnt
-    anew; results are means over them.
+    stream T - 1. `vocabulary` is the number of tokens where the inputs are some. `head` names the
+    one head config that fits where a sample has several targets. A third stream, "general", has one
+    experience of data apart from the others: to pre-train on, or to replay as general samples.
+    `tasks` are independent scenarios, this one the first, each learnt anew; results are means over
+    them.
     """
 
     train_stream: Any
@@ -51,6 +52,7 @@ class Scenario(CLScenario):
         marks: Sequence[int] = (),
         begins: Sequence[int] = (),
         segments: Sequence[EagerCLStream] = (),
+        vocabulary: int | None = None,
         head: str | None = None,
     ):
         super().__init__(list(streams))
@@ -59,5 +61,6 @@ class Scenario(CLScenario):
         self.class_order = class_order
         self.marks, self.begins, self.head = tuple(marks), tuple(begins), head
         self.segments: Any = tuple(segments)
+        self.vocabulary = vocabulary
         if self.marks:
             self.train_stream[0].ordered = True

@@ -1,6 +1,5 @@
 """Many independent tasks, each learnt anew, and means over them."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clplat import metrics
 from clplat.build import build_analysis, build_learner
-from clplat.data import tensors_of
+from clplat.data import held_bytes
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from clplat.footprint import memory_bytes
+from clplat.learner import Learner
 from clplat.metrics import Matrix
 from clplat.record import Record
 from clplat.scenario import Scenario, seed_of_task
@@ -35,11 +35,14 @@ def learn_task(learner: Any, task: Scenario) -> Matrix:
     return matrix
 
 
-def multiply_accumulates(learner: Any, task: Scenario) -> int:
+def multiply_accumulates(learner: Any, task: Scenario) -> int | None:
     """Of learning a task and of one evaluation at its end: half the floating-point operations.
 
-    As torch counts them: of matrix products and convolutions, not of kernels of our own.
+    As torch counts them: of matrix products and convolutions, not of kernels of our own. None in
+    Avalanche's own loops, some of which the counting breaks.
     """
+    if not isinstance(learner, Learner):
+        return None
     with FlopCounterMode(display=False) as counter:
         for experience in task.train_stream:
             learner.train(experience)
@@ -55,34 +58,46 @@ def seeds_of_task(config: dict[str, Any], task: int) -> dict[str, Any]:
 
 def across_task_memory(held: int, task: Scenario) -> float:
     """ATM: bytes held over those of all support samples, labels included (Antoniou et al. 2020)."""
-    columns = [c for e in task.train_stream for c in tensors_of(e.dataset)[:2]]
-    return held / sum(column.numel() * column.element_size() for column in columns)
+    return held / sum(held_bytes(experience.dataset) for experience in task.train_stream)
 
 
-def over_tasks(scores: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
-    """Means and deviations; `accuracy_interval` is half the 95 % confidence interval."""
-    several = len(scores) > 1
-    deviation = float(np.std(scores, ddof=1)) if several else 0.0
+def over_tasks(scores: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
+    """Means and deviations; `accuracy_interval` is half the 95 % confidence interval.
+
+    A single task has neither deviations nor an interval: they are None.
+    """
+    of_scores, of_losses = (
+        float(np.std(values, ddof=1)) if len(values) > 1 else None for values in (scores, losses)
+    )
     return {
         "tasks": len(scores),
-        "accuracy_deviation": deviation,
-        "accuracy_interval": 1.96 * deviation / math.sqrt(len(scores)),
+        "accuracy_deviation": of_scores,
+        "accuracy_interval": None if of_scores is None else 1.96 * of_scores / len(scores) ** 0.5,
         "cross_entropy": float(np.mean(losses)),
-        "cross_entropy_deviation": float(np.std(losses, ddof=1)) if several else 0.0,
+        "cross_entropy_deviation": of_losses,
     }
 
 
 class SeriesRun:
-    """Learns every task of a scenario afresh; the matrix is the mean over tasks."""
+    """Learns every task of a scenario afresh; the matrix is the mean over tasks.
 
-    def __init__(self, config: dict[str, Any], scenario: Scenario, progress: Any):
+    `weights` are those that the encoder of every task begins with, None for some of its own.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        scenario: Scenario,
+        progress: Any,
+        weights: dict[str, Any] | None = None,
+    ):
         if config["eval"]["every"] is not None:
             raise InputError(
                 f"eval.every={config['eval']['every']}: tasks as small as these are evaluated "
                 "after each support set alone; set eval.every=null"
             )
         self.config, self.scenario, self.progress = config, scenario, progress
-        self.weights: dict[str, Any] | None = None
+        self.weights = weights
         self.losses = Evaluator(cross_entropy)
         self.learner, self.strategy = self._make(0, scenario)
         if build_analysis(config, self.learner):
@@ -92,16 +107,9 @@ class SeriesRun:
             )
         self.results: dict[str, Any] = {}
 
-    def begin_with(self, weights: dict[str, Any]) -> None:
-        """Let the encoder of every task begin with these weights, not with some of its own."""
-        self.weights = weights
-
     def _make(self, number: int, task: Scenario) -> tuple[Any, Any]:
         config = seeds_of_task(self.config, number)
-        learner, strategy = build_learner(config, task, [self.losses])
-        if self.weights is not None:
-            learner.model.encoder.load_state_dict(self.weights)  # type: ignore[union-attr]
-        return learner, strategy
+        return build_learner(config, task, [self.losses], self.weights)
 
     def learn(self, record: Record, label: str) -> Matrix:
         """The mean accuracy matrix; `label` names the run where its progress is shown."""

@@ -39,10 +39,17 @@ class Epochs(SupervisedPlugin):
 class StreamRun:
     """Trains on every experience of a scenario, and evaluates all of them after each.
 
-    Evaluates inside experiences too where the config or the scenario says so.
+    Evaluates inside experiences too where the config or the scenario says so. `weights` are those
+    that the encoder begins with.
     """
 
-    def __init__(self, config: dict[str, Any], scenario: Scenario, progress: Any):
+    def __init__(
+        self,
+        config: dict[str, Any],
+        scenario: Scenario,
+        progress: Any,
+        weights: dict[str, Any] | None = None,
+    ):
         self.config, self.scenario, self.progress = config, scenario, progress
         self.tests = list(scenario.test_stream)
         training, every = TrainingScore(scenario.score), config["eval"]["every"]
@@ -52,14 +59,10 @@ class StreamRun:
         )
         watching = [self.during] if every or scenario.marks else []
         self.learner, self.strategy = build_learner(
-            config, scenario, [training, self.epochs, *watching]
+            config, scenario, [training, self.epochs, *watching], weights
         )
         self.analysis = build_analysis(config, self.learner)
         self.measured: dict[str, float] = {}
-
-    def begin_with(self, weights: dict[str, Any]) -> None:
-        """Let the encoder begin with these weights."""
-        self.learner.model.encoder.load_state_dict(weights)  # type: ignore[union-attr]
 
     def learn(self, record: Record, label: str) -> Matrix:
         """The accuracy matrix; `label` names the run where its progress is shown."""

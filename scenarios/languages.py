@@ -229,7 +229,8 @@ def _scenario(
         train.append(language.strings(language.multiple * units, total, generator))
         test.append(language.strings(torch.full((test_samples,), tested), total, generator))
     classes = max(language.first_class + language.classes for language, _, _ in plan)
-    return make_scenario(train, test, classes, task_labels, Prepare())
+    tokens = 1 + max(language.first_symbol + language.symbols for language, _, _ in plan)
+    return make_scenario(train, test, classes, task_labels, Prepare(), vocabulary=tokens)
 
 
 def growing(

@@ -76,7 +76,7 @@ def _check_output(output: Tensor, target: Tensor) -> None:
     if output.ndim != 3 or output.shape[:2] != target.shape:
         raise InputError(
             f"backbone: the model's output has shape {tuple(output.shape)}, and recall asks at "
-            f"every position, for {(*target.shape, 'values')}; take a sequence model with "
+            f"every position of {tuple(target.shape)}; take a sequence model with "
             "backbone.pooling=none, and head=single"
         )
 
@@ -133,6 +133,7 @@ def recall(
         criterion=asked_cross_entropy,
         segments=segments,
         head="single",
+        vocabulary=1 + keys + values,
     )
 
 

@@ -152,6 +152,7 @@ def text(
         score=NegativeBitsPerCharacter(learned.characters),
         criterion=mean_cross_entropy,
         head="single",
+        vocabulary=learned.vocabulary,
     )
 
 

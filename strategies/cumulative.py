@@ -5,7 +5,7 @@ from typing import Any
 from avalanche.benchmarks.utils import concat_datasets
 from avalanche.core import SupervisedPlugin
 
-from clplat.data import bytes_of
+from clplat.data import held_bytes
 
 
 class Cumulative(SupervisedPlugin):
@@ -14,7 +14,7 @@ class Cumulative(SupervisedPlugin):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[int] = []  # places in the stream of the experiences seen, as they came
-        self.memory_bytes = 0  # of the inputs of all experiences seen
+        self.memory_bytes = 0  # of the inputs and labels of all experiences seen
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         stream = strategy.experience.origin_stream
@@ -22,7 +22,7 @@ class Cumulative(SupervisedPlugin):
         datasets = [*earlier, strategy.adapted_dataset]
         strategy.adapted_dataset = concat_datasets(datasets)
         self.seen.append(strategy.experience.current_experience)
-        self.memory_bytes = sum(map(bytes_of, datasets))
+        self.memory_bytes = sum(map(held_bytes, datasets))
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": list(self.seen), "memory_bytes": self.memory_bytes}

@@ -55,11 +55,12 @@ def _empirical(model: nn.Module, weights: Weights, x: Tensor, y: Tensor, task: i
 def _batch(model: nn.Module, weights: Weights, x: Tensor, y: Tensor, task: int) -> Weights:
     """(d mean loss)^2 of the batch, times its size: what many implementations use."""
     inputs = (task,) if is_multi_task_module(model) else ()
-
-    def loss(weights: Weights) -> Tensor:
-        return nn.functional.cross_entropy(functional_call(model, weights, (x, *inputs)), y)
-
-    return {name: len(x) * g.square() for name, g in grad(loss)(weights).items()}
+    leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
+    with torch.enable_grad():
+        output = functional_call(model, leaves, (x, *inputs))
+        loss = nn.functional.cross_entropy(output, y)
+    grads = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True, materialize_grads=True)
+    return {name: len(x) * g.square() for name, g in zip(leaves, grads, strict=True)}
 
 
 def fisher(model: nn.Module, batches: Iterable[Columns], kind: str) -> Weights:
@@ -80,11 +81,24 @@ def fisher(model: nn.Module, batches: Iterable[Columns], kind: str) -> Weights:
             parts = (x[rows], y[rows])
             size = len(parts[0]) if kind == "batch" else chunk
             for px, py in zip(*(part.split(size) for part in parts), strict=True):
-                for name, value in of_batch(model, weights, px, py, task).items():
+                for name, value in _explained(of_batch, model, weights, px, py, task).items():
                     total[name] += value
         count += len(x)
     model.train(was_training)
     return {name: value / count for name, value in total.items()}
+
+
+def _explained(of_batch: Any, *arguments: Any) -> Weights:
+    """What `of_batch` gives; layers that torch.func cannot go through are named."""
+    try:
+        return of_batch(*arguments)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):
+            raise
+        raise InputError(
+            "strategy.fisher: this backbone's layers give no gradients sample by sample, which "
+            "exact and empirical need; set strategy.fisher=batch"
+        ) from error
 
 
 def add_quadratics(

@@ -13,6 +13,7 @@ class Frozen(SupervisedPlugin):
     """
 
     needs_boundaries = True
+    frozen = True  # what prototypes need
     memory_bytes = 0
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:

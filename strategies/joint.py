@@ -6,7 +6,7 @@ from avalanche.benchmarks.utils import concat_datasets
 from avalanche.core import SupervisedPlugin
 from avalanche.models.dynamic_modules import avalanche_model_adaptation
 
-from clplat.data import bytes_of
+from clplat.data import held_bytes
 
 
 class Joint(SupervisedPlugin):
@@ -16,12 +16,12 @@ class Joint(SupervisedPlugin):
     that of the other strategies.
     """
 
-    memory_bytes = 0  # of the inputs of all experiences at once
+    memory_bytes = 0  # of the inputs and labels of all experiences at once
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         if strategy.clock.train_exp_counter == 0:
             stream = strategy.experience.origin_stream
-            self.memory_bytes = sum(bytes_of(e.dataset) for e in stream)
+            self.memory_bytes = sum(held_bytes(e.dataset) for e in stream)
             strategy.adapted_dataset = concat_datasets([e.dataset.train() for e in stream])
             for experience in stream:
                 avalanche_model_adaptation(strategy.model, experience)

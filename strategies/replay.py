@@ -71,6 +71,11 @@ class Replay(SupervisedPlugin):
                 "scenario is one stream without boundaries; choose reservoir, class_balanced or "
                 "ring"
             )
+        if scenario.head is not None and self.memory.per_class:
+            raise InputError(
+                f"strategy.memory={self.memory.policy}: it goes by the class of each sample, and "
+                "this scenario has several targets of each; set strategy.memory=reservoir"
+            )
         if self.memory.per_class and self.memory.capacity < scenario.n_classes:
             raise InputError(
                 f"strategy.capacity={self.memory.capacity}: strategy.memory={self.memory.policy} "

@@ -34,6 +34,7 @@ COMPANIONS = {
     "backbone=recurrent": LEVELS,
     "head=levels": LEVELS,
     "analysis=recurrent": LEVELS,
+    "head=prototypes": ("strategy=frozen",),
     "scenario=text": (*TOKENS, "backbone.vocabulary=256"),
     "scenario=recall": (*TOKENS, "backbone.vocabulary=129"),
     "scenario=passkey": (*TOKENS, "backbone.vocabulary=129"),

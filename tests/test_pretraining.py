@@ -320,9 +320,9 @@ def test_without_pretraining_the_encoder_is_left_as_drawn():
 
 def test_a_run_begins_with_the_encoder_and_with_the_head_that_it_would_have_had(scenario):
     config = composed("backbone.hidden=[11,6]")
-    plain, run = (StreamRun(config, scenario, RunProgress()) for _ in range(2))
+    plain = StreamRun(config, scenario, RunProgress())
     weights = {key: value + 1 for key, value in encoder_of(plain.learner).items()}
-    run.begin_with(weights)
+    run = StreamRun(config, scenario, RunProgress(), weights)
     assert same(encoder_of(run.learner), weights)
     whole = run.learner.model.state_dict(), plain.learner.model.state_dict()
     heads = [{k: v for k, v in w.items() if not k.startswith("encoder.")} for w in whole]
@@ -432,3 +432,40 @@ def test_the_data_of_a_general_stream_are_as_given(scenario):
     assert torch.equal(x, general_data()[0])
     assert torch.equal(y, general_data()[1])
     assert not task.any()
+
+
+def test_a_run_is_the_same_whether_its_encoder_was_trained_just_now_or_read(command):
+    quick = (
+        "scenario=cfsl/new_classes_3 scenario.tasks=2 strategy=latest_replay train.epochs=2 "
+        "backbone.dropout=0.5"
+    )
+    one = "pretraining=supervised pretraining.epochs=1 out=runs/one"
+    other = "pretraining=file pretraining.path=runs/one/encoder.pt out=runs/other"
+    for which in (one, other):
+        outcome = command(f"{quick} {which}")
+        assert outcome.status == 0, outcome.err
+    matrices = [np.load(f"runs/{name}/accuracy_matrix.npy") for name in ("one", "other")]
+    np.testing.assert_array_equal(*matrices)
+    lines = [
+        Path(f"runs/{name}/metrics.jsonl").read_text().splitlines() for name in ("one", "other")
+    ]
+    scores = [[json.loads(line).get("cross_entropy") for line in of_run] for of_run in lines]
+    assert scores[0] == scores[1]
+
+
+TEXTS = (
+    "scenario=text scenario.sources=[english,python] scenario.samples=48 scenario.test_samples=4 "
+    "scenario.window=8 train.epochs=1 train.batch_size=8 backbone=mingru backbone.pooling=none "
+    "backbone.vocabulary=256 backbone.width=4 scenario.general=cpp strategy=replay "
+    "strategy.memory=reservoir strategy.capacity=20"
+)
+
+
+def test_pretraining_leaves_no_trace_in_the_random_draws_of_a_stream(command):
+    one = "pretraining=supervised pretraining.epochs=1 out=runs/one"
+    other = "pretraining=file pretraining.path=runs/one/encoder.pt out=runs/other"
+    for which in (one, other):
+        outcome = command(f"{TEXTS} {which}")
+        assert outcome.status == 0, outcome.err
+    matrices = [np.load(f"runs/{name}/accuracy_matrix.npy") for name in ("one", "other")]
+    np.testing.assert_array_equal(*matrices)

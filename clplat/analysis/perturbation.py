@@ -20,7 +20,7 @@ def perturbation_curve(
     Khajehabdollahi et al. 2024. The accuracy is the mean over so many draws of the noise, each of
     which is scaled to all sizes in turn; the weights are the trained ones again afterwards.
     """
-    deviation, curves = weights.detach().std(), []
+    deviation, curves = weights.detach().std(correction=0), []
     for _ in range(draws):
         noise = deviation * torch.randn(weights.shape, generator=generator).to(weights)
         curve = []

@@ -84,6 +84,13 @@ class CausalLM(nn.Module):
         self.path, self.width = path, config.hidden_size
         self.model.requires_grad_(trainable == "all")
 
+    def train(self, mode: bool = True) -> "CausalLM":
+        """Without dropout in a language model that stays as it is."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            self.model.eval()
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.long()
         try:

@@ -62,6 +62,7 @@ class SequenceModel(nn.Module):
         if depth < 1:
             raise ValueError(f"depth={depth}; expected at least 1")
         self.input_shape, self.pooling, self.width = tuple(input_shape), pooling, width
+        self.vocabulary = vocabulary
         self.input = self._input(vocabulary)
         layers = [layer] if callable(layer) else list(layer)
         if not layers:

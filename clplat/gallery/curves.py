@@ -42,9 +42,11 @@ def orders_figure(
     areas: Any = None
     for axes, (name, stream, marks) in zip(grid.flat, streams, strict=False):
         share = shares(stream, max(labels) + 1, parts)[labels]
-        share = torch.cat([share, share[:, -1:]], 1)  # steps of whole parts, the last one too
+        share = torch.cat([share, share[:, -1:]], 1)  # the last step too has a width
         edges = torch.arange(parts + 1) / parts
-        areas = axes.stackplot(edges, share, colors=colours, step="post", linewidth=0)
+        areas = axes.stackplot(
+            edges.numpy(), share.numpy(), colors=colours, step="post", linewidth=0
+        )
         for mark in marks[:-1]:
             axes.axvline(mark / len(stream), color="black", linestyle=":", linewidth=1)
         axes.set_title(name, fontsize=8.5)
@@ -69,7 +71,7 @@ def series_figure(title: str, experiences: Sequence[Sequence[tuple[str, Tensor]]
     for k, (row, examples) in enumerate(zip(grid, experiences, strict=True)):
         for axes, (name, x) in zip(row, examples, strict=False):
             for d, channel in enumerate(x.T):
-                axes.plot(channel, color=COLOURS[d % len(COLOURS)], linewidth=0.8)
+                axes.plot(channel.numpy(), color=COLOURS[d % len(COLOURS)], linewidth=0.8)
             axes.set_title(name, fontsize=8, pad=3)
             axes.tick_params(labelsize=7)
             axes.spines[["top", "right"]].set_visible(False)

@@ -26,7 +26,7 @@ def tiles(images: Tensor, columns: int) -> Tensor:
 
 
 def _show(axes: Any, images: Tensor, columns: int) -> None:
-    axes.imshow(tiles(images, columns), interpolation="nearest")
+    axes.imshow(tiles(images, columns).numpy(), interpolation="nearest")
     bare(axes)
 
 
@@ -122,7 +122,7 @@ def pixels_figure(title: str, streams: Sequence[tuple[str, Sequence[Tensor]]]) -
         for k, ((left, right), image) in enumerate(zip(grid, images, strict=True)):
             _show(left, image[None], 1)
             _name_row(left, f"experience {k}")
-            right.plot(image.flatten() / 255, linewidth=1, color="#0072B2")
+            right.plot((image.flatten() / 255).numpy(), linewidth=1, color="#0072B2")
             right.set_ylim(-0.05, 1.05)
             right.set_yticks([0, 1])
             right.tick_params(labelsize=7)

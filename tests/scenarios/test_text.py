@@ -292,7 +292,7 @@ def test_a_run_leaves_bits_per_character_in_its_matrix(command, strategy):
 def test_a_backbone_that_answers_once_a_window_is_told(command):
     outcome = command(f"scenario=text {SIZES} out=runs/a")
     assert outcome.status == 2
-    assert "expected logits of every position, (8, 16) and classes; set backbone.po" in outcome.err
+    assert "answers once for each sample, and this scenario asks at every position" in outcome.err
 
 
 # --- refusals ----------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ def test_experiences_taken_out_of_order_are_joined_as_they_came(clusters, mlp, m
     learner = make_learner(mlp(), strategy, Labels())
     learner.train([stream[2], stream[0]])
     assert seen == [[4, 5], [0, 1, 4, 5]]
-    assert strategy.memory_bytes == 48 * 16  # uint8 images of 4x4
+    assert strategy.memory_bytes == 48 * (16 + 8)  # uint8 images of 4x4 and labels
 
 
 def test_a_restored_run_goes_on_with_the_data_seen_before(resume_and_compare):
     strategy, restored = resume_and_compare(Cumulative)
-    assert restored.memory_bytes == strategy.memory_bytes == 72 * 16
+    assert restored.memory_bytes == strategy.memory_bytes == 72 * (16 + 8)

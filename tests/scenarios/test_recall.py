@@ -212,7 +212,7 @@ def test_a_model_that_answers_once_a_sequence_is_told(command):
     outcome = command(f"{SETTINGS} backbone=mingru backbone.vocabulary=18")
     assert outcome.status == 2
     assert "answers once for each sample, and this scenario asks at every position" in outcome.err
-    assert "backbone.pooling=none, and head=single" in outcome.err
+    assert "take a sequence model with backbone.pooling=none" in outcome.err
 
 
 # --- runs ------------------------------------------------------------------------------------

@@ -82,4 +82,3 @@ def test_it_needs_to_be_told_where_an_experience_ends(command):
     outcome = command("scenario=online_digits strategy=frozen")
     assert outcome.status == 2
     assert "strategy: Frozen acts where an experience begins or ends, and this" in outcome.err
-    assert "choose head=single" in outcome.err

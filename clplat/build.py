@@ -128,6 +128,7 @@ def build_learner(
     encoder = build_encoder(config, scenario)
     if weights is not None:
         encoder.load_state_dict(weights)
+    check_encoder(encoder, scenario)
     head = build_node(config, "head", features=encoder.width, classes=scenario.n_classes)
     if config["compile"]:
         encoder.compile()
@@ -135,7 +136,6 @@ def build_learner(
     seed_everything(config["seed_train"])
     strategy, schedule = build_node(config, "strategy"), build_node(config, "schedule")
     check_fit(head, strategy, scenario)
-    check_encoder(encoder, scenario)
     plugins: list[Any] = [LearningRate(schedule)] if schedule else []
     if isinstance(head, NearestMean):
         plugins.append(NearestMeanFit(getattr(strategy, "memory", None)))

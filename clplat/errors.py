@@ -8,5 +8,12 @@ class InputError(ValueError):
     """
 
 
+def at_least(section: str, least: int, **values: int) -> None:
+    """Refuse the first of some values of a config's section, by their keys, that is less."""
+    for key, value in values.items():
+        if value < least:
+            raise InputError(f"{section}.{key}={value}: expected at least {least}; raise it")
+
+
 class TrainingError(RuntimeError):
     """A run that cannot go on, such as a loss that is not finite; exit status 1."""

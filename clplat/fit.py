@@ -37,13 +37,13 @@ def check_fit(head: Any, strategy: Any, scenario: Scenario) -> None:
             f"head: {type(head).__name__} gives one answer a sample, and this scenario asks for "
             f"several of each; set head={scenario.head}"
         )
-    one_target = getattr(strategy, "one_target", from_avalanche(strategy))
     if isinstance(head, Prototypes) and not getattr(strategy, "frozen", False):
         raise InputError(
             f"head=prototypes: {name_of(strategy)} trains the encoder, and the prototypes of "
             "earlier experiences would be those of another; set strategy=frozen, or "
             "head=nearest_mean"
         )
+    one_target = getattr(strategy, "one_target", from_avalanche(strategy))
     if scenario.head is not None and one_target:
         raise InputError(
             f"strategy: {name_of(strategy)} asks for the class of each sample, and this scenario "

@@ -115,7 +115,7 @@ class SeriesRun:
         """The mean accuracy matrix; `label` names the run where its progress is shown."""
         tasks = self.scenario.tasks
         self.progress.start(label, self.config["seed"], len(tasks), "tasks")
-        work = multiply_accumulates(self._make(0, self.scenario)[0], self.scenario)
+        work = multiply_accumulates(self.learner, self.scenario)
         matrices, losses = [], []
         for number, task in enumerate(tasks):
             self.learner, self.strategy = self._make(number, task)
@@ -131,7 +131,7 @@ class SeriesRun:
         held = memory_bytes(self.strategy, self.learner.model)
         self.results = {
             **over_tasks([metrics.accuracy(matrix) for matrix in matrices], losses),
-            "across_task_memory": None if held is None else across_task_memory(held, tasks[0]),
+            "across_task_memory": None if held is None else across_task_memory(held, self.scenario),
             "multiply_accumulates": work,
         }
         return matrix

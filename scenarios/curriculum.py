@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from clplat.backbones.levels import CURRICULA, trained_levels
 from clplat.drawn import DrawnData
-from clplat.errors import InputError
+from clplat.errors import InputError, at_least
 from clplat.scenario import Scenario
 from scenarios.streams import stream_of
 
@@ -105,15 +105,9 @@ def _check(
     for key, value, choices in (("task", task, TASKS), ("curriculum", curriculum, CURRICULA)):
         if value not in choices:
             raise InputError(f"scenario.{key}={value}: expected one of {', '.join(choices)}")
-    for key, value, least in (
-        ("shortest", shortest, 2),
-        ("experiences", experiences, 1),
-        ("window", window, 1),
-        ("samples", samples, 1),
-        ("test_samples", test_samples, 1),
-    ):
-        if value < least:
-            raise InputError(f"scenario.{key}={value}: expected at least {least}; raise it")
+    at_least("scenario", 2, shortest=shortest)
+    sizes = {"window": window, "samples": samples, "test_samples": test_samples}
+    at_least("scenario", 1, experiences=experiences, **sizes)
     if not task_labels:
         raise InputError(
             "scenario.task_labels=false: each N has a head of its own, or of its time; set "

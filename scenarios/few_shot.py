@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clplat.errors import InputError
+from clplat.errors import InputError, at_least
 from clplat.prepare import Prepare
 from clplat.scenario import Scenario, seed_of_task
 from scenarios.glyphs import ImagesByClass, load_by_class
@@ -117,10 +117,7 @@ def _first_task(
     return first
 
 
-def _check(values: dict[str, int], task_labels: bool) -> None:
-    for key, value in values.items():
-        if value < 1:
-            raise InputError(f"scenario.{key}={value}: expected at least 1; raise it")
+def _check_labels(task_labels: bool) -> None:
     if task_labels:
         raise InputError(
             "scenario.task_labels=true: a target set asks for the classes of all support sets at "
@@ -157,17 +154,9 @@ def few_shot(
     evaluation classes, or, to choose settings by, of the "validation" `part`: a fifth of its base
     classes, which the general stream leaves out. `seed` draws the tasks.
     """
-    _check(
-        {
-            "experiences": experiences,
-            "ways": ways,
-            "shots": shots,
-            "targets": targets,
-            "change_interval": change_interval,
-            "tasks": tasks,
-        },
-        task_labels,
-    )
+    at_least("scenario", 1, experiences=experiences, ways=ways, shots=shots, targets=targets)
+    at_least("scenario", 1, change_interval=change_interval, tasks=tasks)
+    _check_labels(task_labels)
     changes, left = divmod(experiences, change_interval)
     if left:
         raise InputError(
@@ -205,15 +194,9 @@ def instances(
     The targets are the images themselves, each `targets` times, `disturbed` anew (Kowadlo et al.
     2022; how much is our reading). Tasks, parts and `seed` are those of `few_shot`.
     """
-    _check(
-        {
-            "experiences": experiences,
-            "images_per_set": images_per_set,
-            "targets": targets,
-            "tasks": tasks,
-        },
-        task_labels,
-    )
+    at_least("scenario", 1, experiences=experiences, images_per_set=images_per_set)
+    at_least("scenario", 1, targets=targets, tasks=tasks)
+    _check_labels(task_labels)
     if not 0 <= occlusion < 1:
         raise InputError(
             f"scenario.occlusion={occlusion}: expected a share of an image's side, at least 0 and "

@@ -13,7 +13,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from clplat.errors import InputError
+from clplat.errors import InputError, at_least
 from clplat.prepare import Prepare
 from clplat.scenario import Scenario
 from scenarios.streams import make_scenario
@@ -218,9 +218,7 @@ def _scenario(
     seed: int,
 ) -> Scenario:
     """Experience k is plan[k]: a language, its longest training strings, the length of a test."""
-    for key, value in (("samples", samples), ("test_samples", test_samples)):
-        if value < 1:
-            raise InputError(f"scenario.{key}={value}: expected at least 1; raise it")
+    at_least("scenario", 1, samples=samples, test_samples=test_samples)
     generator = torch.Generator().manual_seed(seed)
     total = max(language.width * tested for language, _, tested in plan) + REST
     train, test = [], []
@@ -295,8 +293,7 @@ def languages(
             "scenario.names; choose one of these, or null for all"
         )
     chosen = chosen[:experiences]
-    if length < 1:
-        raise InputError(f"scenario.length={length}: expected at least 1; raise it")
+    at_least("scenario", 1, length=length)
     if test_length < length:
         raise InputError(
             f"scenario.test_length={test_length}: expected at least scenario.length={length}; "

@@ -8,8 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from clplat.data import TensorData
 from clplat.drawn import DrawnData
-from clplat.errors import InputError
+from clplat.errors import InputError, at_least
 from clplat.scenario import Scenario
+from scenarios.positions import check_positions
 from scenarios.streams import stream_of
 
 FILLER = 0  # the token; keys follow it, and values follow them
@@ -72,24 +73,15 @@ def draw_sequences(
     return ask(read, key.gather(1, order), value.gather(1, order))
 
 
-def _check_output(output: Tensor, target: Tensor) -> None:
-    if output.ndim != 3 or output.shape[:2] != target.shape:
-        raise InputError(
-            f"backbone: the model's output has shape {tuple(output.shape)}, and recall asks at "
-            f"every position of {tuple(target.shape)}; take a sequence model with "
-            "backbone.pooling=none, and head=single"
-        )
-
-
 def asked_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     """The mean over what is asked, of logits (B, T, values) and targets (B, T)."""
-    _check_output(output, target)
+    check_positions(output, target)
     return cross_entropy(output.flatten(0, 1), target.flatten(), ignore_index=UNASKED)
 
 
 def share_recalled(output: Tensor, target: Tensor) -> Tensor:
     """Of each sample the share of what is asked that is right (B,)."""
-    _check_output(output, target)
+    check_positions(output, target)
     asked = target != UNASKED
     return ((output.argmax(2) == target) & asked).sum(1) / asked.sum(1)
 
@@ -147,16 +139,10 @@ def _check(
     test_samples: int,
     task_labels: bool,
 ) -> None:
-    for key, value, least in (
-        ("experiences", experiences, 1),
-        ("pairs", pairs, 1),
-        ("filler", filler, 0),
-        ("values", values, 2),
-        ("samples", samples, 1),
-        ("test_samples", test_samples, 1),
-    ):
-        if value < least:
-            raise InputError(f"scenario.{key}={value}: expected at least {least}; raise it")
+    at_least("scenario", 1, experiences=experiences, pairs=pairs)
+    at_least("scenario", 0, filler=filler)
+    at_least("scenario", 2, values=values)
+    at_least("scenario", 1, samples=samples, test_samples=test_samples)
     if keys < experiences * pairs:
         raise InputError(
             f"scenario.keys={keys}: expected at least {experiences * pairs}, for {experiences} "

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clplat.errors import InputError
+from clplat.errors import InputError, at_least
 from clplat.prepare import Prepare
 from clplat.scenario import Scenario
+from scenarios.positions import check_positions
 from scenarios.streams import make_scenario
 from scenarios.texts import read
 from scenarios.tokens import Tokenizer, make_tokenizer
@@ -32,12 +33,7 @@ class Tokens(Prepare):
 
 def _position_losses(output: Tensor, target: Tensor) -> Tensor:
     """Of logits (B, T, V) and tokens (B, T): the cross-entropy in nats, (B, T)."""
-    if output.ndim != 3 or output.shape[:2] != target.shape:
-        raise InputError(
-            f"backbone: the model's output has shape {tuple(output.shape)}; expected logits of "
-            f"every position, {tuple(target.shape)} and classes; set backbone.pooling=none and "
-            "backbone.vocabulary in a sequence model such as backbone=mingru, and head=single"
-        )
+    check_positions(output, target)
     return cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
 
 
@@ -179,6 +175,4 @@ def _check(
             f"scenario.experiences={experiences}: expected 1 to {len(sources)}, the number of "
             "scenario.sources; choose one of these, or null for all"
         )
-    for key, value in (("window", window), ("samples", samples), ("test_samples", test_samples)):
-        if value < 1:
-            raise InputError(f"scenario.{key}={value}: expected at least 1; raise it")
+    at_least("scenario", 1, window=window, samples=samples, test_samples=test_samples)

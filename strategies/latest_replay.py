@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clplat.batches import experience_batches
 from clplat.data import Columns
-from clplat.errors import InputError
+from clplat.errors import at_least
 from strategies.replay import WithMemory
 
 
@@ -41,9 +41,7 @@ class LatestReplay(SupervisedPlugin):
 
     def __init__(self, experiences: int = 2, samples: int = 10):
         super().__init__()
-        for key, value in (("experiences", experiences), ("samples", samples)):
-            if value < 1:
-                raise InputError(f"strategy.{key}={value}: expected at least 1; raise it")
+        at_least("strategy", 1, experiences=experiences, samples=samples)
         self.latest, self.samples = Latest(experiences), samples
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:

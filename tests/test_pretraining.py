@@ -434,38 +434,34 @@ def test_the_data_of_a_general_stream_are_as_given(scenario):
     assert not task.any()
 
 
-def test_a_run_is_the_same_whether_its_encoder_was_trained_just_now_or_read(command):
-    quick = (
-        "scenario=cfsl/new_classes_3 scenario.tasks=2 strategy=latest_replay train.epochs=2 "
-        "backbone.dropout=0.5"
-    )
+def trained_and_read(command, settings):
+    """The folders of two runs: one pre-trains its encoder, the other reads that encoder's file."""
     one = "pretraining=supervised pretraining.epochs=1 out=runs/one"
     other = "pretraining=file pretraining.path=runs/one/encoder.pt out=runs/other"
     for which in (one, other):
-        outcome = command(f"{quick} {which}")
+        outcome = command(f"{settings} {which}")
         assert outcome.status == 0, outcome.err
     matrices = [np.load(f"runs/{name}/accuracy_matrix.npy") for name in ("one", "other")]
     np.testing.assert_array_equal(*matrices)
-    lines = [
-        Path(f"runs/{name}/metrics.jsonl").read_text().splitlines() for name in ("one", "other")
-    ]
+    return Path("runs/one"), Path("runs/other")
+
+
+def test_tasks_are_the_same_whether_the_encoder_was_trained_just_now_or_read(command):
+    folders = trained_and_read(
+        command,
+        "scenario=cfsl/new_classes_3 scenario.tasks=2 strategy=latest_replay train.epochs=2 "
+        "backbone.dropout=0.5",
+    )
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in folders]
     scores = [[json.loads(line).get("cross_entropy") for line in of_run] for of_run in lines]
     assert scores[0] == scores[1]
 
 
-TEXTS = (
-    "scenario=text scenario.sources=[english,python] scenario.samples=48 scenario.test_samples=4 "
-    "scenario.window=8 train.epochs=1 train.batch_size=8 backbone=mingru backbone.pooling=none "
-    "backbone.vocabulary=256 backbone.width=4 scenario.general=cpp strategy=replay "
-    "strategy.memory=reservoir strategy.capacity=20"
-)
-
-
 def test_pretraining_leaves_no_trace_in_the_random_draws_of_a_stream(command):
-    one = "pretraining=supervised pretraining.epochs=1 out=runs/one"
-    other = "pretraining=file pretraining.path=runs/one/encoder.pt out=runs/other"
-    for which in (one, other):
-        outcome = command(f"{TEXTS} {which}")
-        assert outcome.status == 0, outcome.err
-    matrices = [np.load(f"runs/{name}/accuracy_matrix.npy") for name in ("one", "other")]
-    np.testing.assert_array_equal(*matrices)
+    trained_and_read(
+        command,
+        "scenario=text scenario.sources=[english,python] scenario.samples=48 "
+        "scenario.test_samples=4 scenario.window=8 train.epochs=1 train.batch_size=8 "
+        "backbone=mingru backbone.pooling=none backbone.vocabulary=256 backbone.width=4 "
+        "scenario.general=cpp strategy=replay strategy.memory=reservoir strategy.capacity=20",
+    )

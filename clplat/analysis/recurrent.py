@@ -16,7 +16,7 @@ from clplat.analysis.weights import mean_recurrent_weight, recurrent_weights
 from clplat.backbones.levels import Levels
 from clplat.backbones.recurrent import Recurrent
 from clplat.data import Columns
-from clplat.errors import InputError
+from clplat.errors import InputError, at_least
 from clplat.evaluation import Score
 from clplat.layers.recurrent import LeakyRNN
 
@@ -65,16 +65,12 @@ class RecurrentAnalysis:
         solved: float = 0.98,
         seed: int = 0,
     ):
-        for key, value, least in (
-            ("trials", trials, 1),
-            ("lags", lags, 3),  # as many as two exponentials have parameters
-            ("steps", steps, 20 * lags),
-            ("draws", draws, 1),
-            ("samples", samples, 10 * BATCHES),
-            ("beyond", beyond, 0),
-        ):
-            if value < least:
-                raise InputError(f"analysis.{key}={value}: expected at least {least}; raise it")
+        at_least("analysis", 1, trials=trials)
+        at_least("analysis", 3, lags=lags)  # as many as two exponentials have parameters
+        at_least("analysis", 20 * lags, steps=steps)
+        at_least("analysis", 1, draws=draws)
+        at_least("analysis", 10 * BATCHES, samples=samples)
+        at_least("analysis", 0, beyond=beyond)
         if not 0 < solved < 1:
             raise InputError(f"analysis.solved={solved}: expected a score in 0..1; try 0.98")
         self.steps, self.trials, self.lags, self.draws = steps, trials, lags, draws

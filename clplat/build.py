@@ -132,10 +132,17 @@ def build_learner(
     head = build_node(config, "head", features=encoder.width, classes=scenario.n_classes)
     if config["compile"]:
         encoder.compile()
+    model = build_node(
+        config,
+        "hypernet",
+        target=classifier(encoder, head),
+        task_labels=scenario.task_labels,
+        classes=scenario.n_classes if scenario.head is None else None,
+    )
 
     seed_everything(config["seed_train"])
     strategy, schedule = build_node(config, "strategy"), build_node(config, "schedule")
-    check_fit(head, strategy, scenario)
+    check_fit(model, head, strategy, scenario)
     plugins: list[Any] = [LearningRate(schedule)] if schedule else []
     if isinstance(head, NearestMean):
         plugins.append(NearestMeanFit(getattr(strategy, "memory", None)))
@@ -149,7 +156,7 @@ def build_learner(
             "train.epochs=1"
         )
     common = {
-        "model": classifier(encoder, head),
+        "model": model,
         "optimizer": build_node(config, "optimizer"),
         "evaluator": Evaluator(scenario.score),
         "criterion": scenario.criterion,

@@ -12,7 +12,7 @@ from clplat.targets import check_names
 PRECISIONS = ("fp32", "bf16", "fp16")
 LARGEST_SEED = 2**32 - 1  # what NumPy takes
 GROUPS = (
-    *("scenario", "backbone", "head", "pretraining"),
+    *("scenario", "backbone", "head", "pretraining", "hypernet"),
     *("strategy", "optimizer", "schedule", "analysis"),
 )
 KEYS: dict[str, tuple[str, ...]] = {  # all that config.yaml has beside the groups

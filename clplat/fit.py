@@ -18,8 +18,8 @@ from clplat.scenario import Scenario
 ONE_ANSWER = (Multi, Growing, Cosine, NearestMean, Prototypes)  # heads for one target a sample
 
 
-def check_fit(head: Any, strategy: Any, scenario: Scenario) -> None:
-    """Refuse a head or a strategy that this scenario cannot serve."""
+def check_fit(model: Any, head: Any, strategy: Any, scenario: Scenario) -> None:
+    """Refuse a head or a strategy that this scenario or this model cannot serve."""
     if isinstance(head, MultiTaskModule) and not scenario.task_labels:
         raise InputError(
             "head=multi: a head for each task needs task labels, and the scenario gives none; "
@@ -60,6 +60,10 @@ def check_fit(head: Any, strategy: Any, scenario: Scenario) -> None:
         check_stream(head, strategy)
     if hasattr(strategy, "check"):
         strategy.check(scenario)
+    if hasattr(strategy, "check_model"):
+        strategy.check_model(model)
+    if hasattr(model, "check"):
+        model.check(strategy)
 
 
 def from_avalanche(strategy: Any) -> bool:

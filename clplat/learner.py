@@ -82,7 +82,7 @@ class Learner:
         self.grad_clip, self.accumulate = grad_clip, accumulate
         self.resident_bytes, self.workers = resident_bytes, workers
         self._dtype = PRECISIONS[precision]
-        self._scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
 
         self.evaluator = evaluator
         self.clock = Clock()
@@ -231,17 +231,17 @@ class Learner:
 
     def _backward(self, group: int) -> None:
         loss = self.loss / group if group > 1 else self.loss
-        (self._scaler.scale(loss) if self._scaler else loss).backward()
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
 
     def _update(self) -> None:
         if self.grad_clip is not None:
-            if self._scaler:
-                self._scaler.unscale_(self.optimizer)
+            if self.scaler:
+                self.scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.grad_clip)
-        if self._scaler:
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         else:
             self.optimizer.step()
 

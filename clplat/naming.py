@@ -6,7 +6,8 @@ from typing import Any
 
 from clplat.digest import PLACES
 
-SHOWN = ("backbone", "head", "optimizer", "schedule")  # beside the strategy, where they differ
+# Beside the strategy, where they differ.
+SHOWN = ("hypernet", "backbone", "head", "optimizer", "schedule")
 
 
 def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

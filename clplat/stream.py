@@ -96,5 +96,5 @@ class StreamRun:
         self.measured |= {name: v for name, v in values.items() if isinstance(v, float)}
 
     def summary(self) -> dict[str, Any]:
-        own = getattr(self.strategy, "measured", {})  # by the strategy, of itself
-        return {**self.course.summary(), "measured": {**own, **self.measured}}
+        own = [getattr(part, "measured", {}) for part in (self.learner.model, self.strategy)]
+        return {**self.course.summary(), "measured": {**own[0], **own[1], **self.measured}}

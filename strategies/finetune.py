@@ -7,3 +7,4 @@ class FineTune(SupervisedPlugin):
     """Adds nothing to the loop."""
 
     memory_bytes = 0
+    one_task_a_batch = True

@@ -35,6 +35,7 @@ COMPANIONS = {
     "head=levels": LEVELS,
     "analysis=recurrent": LEVELS,
     "head=prototypes": ("strategy=frozen",),
+    "hypernet=kernels": ("backbone=convnet",),
     "scenario=text": (*TOKENS, "backbone.vocabulary=256"),
     "scenario=recall": (*TOKENS, "backbone.vocabulary=129"),
     "scenario=passkey": (*TOKENS, "backbone.vocabulary=129"),
@@ -131,6 +132,12 @@ def test_every_backbone_trains_one_step(name):
 def test_every_head_trains_one_step(name):
     labels = "true" if name in ("multi", "levels") else "false"
     train_one_step(composed(f"head={name}", f"scenario.task_labels={labels}"))
+
+
+@pytest.mark.parametrize("task_labels", [False, True])
+@pytest.mark.parametrize("name", files("hypernet"))
+def test_every_hypernet_trains_one_step(name, task_labels):
+    train_one_step(composed(f"hypernet={name}", f"scenario.task_labels={task_labels}"))
 
 
 @pytest.mark.parametrize("name", files("optimizer"))

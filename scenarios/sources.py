@@ -180,10 +180,31 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 
-def load(name: str, download: bool = False) -> Source:
-    """A source by its name."""
+def held_out(source: Source, share: float) -> Source:
+    """A share of each class's training images, always the same ones, in place of the test images.
+
+    What settings are chosen on, so that no test image has a part in it.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if not 0 < share < 1:
+        raise InputError(
+            f"scenario.validation={share}: expected a share of the training images between 0 and "
+            "1, such as 0.2; 0 trains on all of them and evaluates on the test images"
+        )
+    images, labels = source.train
+    places = train_test_split(
+        np.arange(len(labels)), test_size=share, random_state=0, stratify=labels.numpy()
+    )
+    train, test = ((images[place], labels[place]) for place in map(torch.from_numpy, places))
+    return Source(source.name, train, test, source.classes)
+
+
+def load(name: str, download: bool = False, validation: float = 0.0) -> Source:
+    """A source by its name; with `validation`, that share of its training images to test on."""
     if name not in SOURCES:
         raise InputError(
             f"scenario.source={name}: no such source; choose one of {', '.join(SOURCES)}"
         )
-    return SOURCES[name](download=download)
+    source = SOURCES[name](download=download)
+    return held_out(source, validation) if validation else source

@@ -55,6 +55,7 @@ def split(
     normalise: bool = False,
     crop: int = 0,
     flip: bool = False,
+    validation: float = 0.0,
     download: bool = False,
     seed: int = 0,
 ) -> Scenario:
@@ -63,7 +64,7 @@ def split(
     Labels are numbered in the order of appearance: experience 0 has 0..k-1, the next has k.. and
     so on; `scenario.class_order` gives the source's class behind each label. `seed` sets the order.
     """
-    data = load(source, download)
+    data = load(source, download, validation)
     counts = class_counts(data.classes, experiences, classes_per_experience)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(data.classes, generator=generator)

@@ -57,6 +57,7 @@ def permuted(
     experiences: int = 5,
     task_labels: bool = False,
     normalise: bool = False,
+    validation: float = 0.0,
     download: bool = False,
     seed: int = 0,
 ) -> Scenario:
@@ -65,7 +66,7 @@ def permuted(
     Goodfellow et al. 2014. `seed` sets the permutations.
     """
     _check_count(experiences)
-    data = load(source, download)
+    data = load(source, download, validation)
     pixels = data.shape[1] * data.shape[2]
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(pixels, generator=generator) for _ in range(experiences - 1)]
@@ -80,6 +81,7 @@ def rotated(
     degrees: float = 180.0,
     task_labels: bool = False,
     normalise: bool = False,
+    validation: float = 0.0,
     download: bool = False,
     seed: int = 0,
 ) -> Scenario:
@@ -88,7 +90,7 @@ def rotated(
     After Lopez-Paz & Ranzato 2017. `seed` changes nothing here: the angles are fixed.
     """
     _check_count(experiences)
-    data = load(source, download)
+    data = load(source, download, validation)
     angles = [k * degrees / experiences for k in range(experiences)]
     transforms: list[Transform] = [lambda x, angle=angle: rotate(x, angle) for angle in angles]
     return _scenario(data, transforms, task_labels, normalise)

@@ -136,7 +136,7 @@ def test_is_at_first_a_normalised_lstm_whose_variance_bound_is_100_times_as_larg
     found, expected = (results(run, layer, x, None) for run in (whole, plain))
     shared = {"y", "gradient of x", "gradient of input", "gradient of recurrent"}
     ours, theirs = ({key: r[key] for key in shared} for r in (found, expected))
-    assert_equal_results(ours, theirs)
+    assert_equal_results(ours, theirs, 1e-6)  # 0.1 is stored in float32
     assert found["gradient of embed"].any()  # so it does not stay one
 
 
@@ -186,7 +186,8 @@ def test_holds_its_state_in_float32_at_least():
 
 
 def test_autocast_lowers_what_is_read_and_no_more():
-    layer = made(LAYERS["wide"]).float()
+    torch.manual_seed(0)
+    layer = HyperLSTM(7, 3, 2)
     with torch.no_grad():  # products with x are 0, in any precision
         layer.input.zero_()
         layer.hyper_input[:, :7] = 0

@@ -405,3 +405,22 @@ def test_an_unknown_source_is_refused_and_the_known_ones_are_named():
         "cifar10, cifar100"
     )
     assert list(SOURCES) == ["digits", "fashion_mnist", "mnist", "cifar10", "cifar100"]
+
+
+def test_a_validation_share_is_of_each_class_and_leaves_the_test_images_alone():
+    whole, part = load("digits"), load("digits", validation=0.25)
+    rows = {tuple(x.flatten().tolist()) for x in whole.train[0]}
+    held = {tuple(x.flatten().tolist()) for x in part.test[0]}
+    kept = {tuple(x.flatten().tolist()) for x in part.train[0]}
+    assert held | kept == rows
+    assert not held & kept
+    counts = whole.train[1].bincount() * 0.25
+    assert (part.test[1].bincount() - counts).abs().max() < 1
+    again = load("digits", validation=0.25)
+    assert torch.equal(again.test[0], part.test[0])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 2.5])
+def test_a_validation_share_that_is_none_is_refused(share):
+    with pytest.raises(InputError, match=rf"scenario.validation={share}: .* such as 0.2"):
+        load("digits", validation=share)

@@ -22,7 +22,7 @@ class HyperLSTM(Layer):
     whatever s_t is, D z is 0.1 and D_b z_b is 0. As in the authors' code and not in their
     equations, z is of s_t, not s_{t-1}, forget gates have a bias of 1 after LN, and LN adds 0.001
     to the variance. Dropout is left out. While the biases are 0, tokens of nothing but zeros at the
-    start of a sequence each multiply its gradients by about 30: a dozen are too many.
+    start of a sequence each multiply its gradients by about 25: a dozen are too many.
 
     Parameters, with H = hyper_width and E = embedding: 8 width (width + H) + 4 H^2 +
     (12 E + 14) (width + H) + 8 E; a token costs about as many multiplications.

@@ -1,4 +1,4 @@
-"""`make bench`: figures of the loop, online replay, growth, start-up, the scenarios and the ops."""
+"""`make bench`: figures of the loop, replay, start-up, scenarios, hypernetworks and ops."""
 
 import argparse
 import subprocess
@@ -14,7 +14,7 @@ from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ClassBalancedBuffer
 from hydra.utils import get_class
 
-from clplat.bench import ops, scenarios
+from clplat.bench import hypernets, ops, scenarios
 from clplat.bench.data import split_floats
 from clplat.bench.loops import avalanche, bare, mlp, ours, stream
 from clplat.bench.timing import Figure, clock, in_turns, ratio
@@ -135,7 +135,8 @@ def startup() -> Iterator[Figure]:
 OF_LOOPS = (loop, online_replay, growth, startup)
 OF_OPS = (ops.scan, ops.memory, ops.recurrent, ops.chunked, ops.neural_memory_peak, ops.length)
 OF_SCENARIOS = (scenarios.small_steps, scenarios.n_parity, scenarios.few_shot)
-PARTS = {part.__name__: part for part in (*OF_LOOPS, *OF_SCENARIOS, *OF_OPS)}
+OF_HYPERNETS = (hypernets.regulariser, hypernets.subset, hypernets.mixed)
+PARTS = {part.__name__: part for part in (*OF_LOOPS, *OF_SCENARIOS, *OF_HYPERNETS, *OF_OPS)}
 
 
 def main() -> None:

@@ -114,6 +114,24 @@ def build_analysis(config: dict[str, Any], learner: Any) -> Any:
     return analysis
 
 
+def build_model(config: dict[str, Any], encoder: Any, head: Any, scenario: Scenario) -> Any:
+    """Encoder and head put together, their weights generated where the config says so."""
+    model = build_node(
+        config,
+        "hypernet",
+        target=classifier(encoder, head),
+        task_labels=scenario.task_labels,
+        classes=scenario.n_classes if scenario.head is None else None,
+    )
+    pretrained = build_node(config, "pretraining") is not None or hasattr(encoder, "pretrained")
+    if pretrained and not getattr(model, "begins_as_target", True):
+        raise InputError(
+            "hypernet: it generates all weights anew, and the encoder is pre-trained; set "
+            "hypernet=low_rank, which changes the weights that there are"
+        )
+    return model
+
+
 def build_learner(
     config: dict[str, Any],
     scenario: Scenario,
@@ -132,13 +150,7 @@ def build_learner(
     head = build_node(config, "head", features=encoder.width, classes=scenario.n_classes)
     if config["compile"]:
         encoder.compile()
-    model = build_node(
-        config,
-        "hypernet",
-        target=classifier(encoder, head),
-        task_labels=scenario.task_labels,
-        classes=scenario.n_classes if scenario.head is None else None,
-    )
+    model = build_model(config, encoder, head, scenario)
 
     seed_everything(config["seed_train"])
     strategy, schedule = build_node(config, "strategy"), build_node(config, "schedule")

@@ -12,10 +12,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from clplat.backbones.heads import MASKED, Cosine
 from clplat.errors import InputError
+from clplat.fit import from_avalanche, name_of
 from clplat.layers.layer import Layer
 from hypernets.layout import NO_CLASS, Layout
 
-ONE_BY_ONE = (Layer, nn.RNNBase)  # their operations have no form for several weights at a time
+# Operations with no form for several weights at a time, or that mix the samples of a batch.
+ONE_BY_ONE = (Layer, nn.RNNBase, nn.RNNCellBase, _NormBase)
 
 
 class Generator(nn.Module):
@@ -37,6 +39,7 @@ class OfNumbers(nn.Module):
         super().__init__()
         with torch.no_grad():
             self.numbers = nn.Parameter(model.generator(model.embedding([task]))[0])
+        self.target = model.target  # so that this network's mode is the target's
         self.answer = partial(model.answer, task)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,8 +71,8 @@ class Generated(MultiTaskModule):
         head = getattr(target, "head", None)
         if isinstance(head, DynamicModule) or not isinstance(head, nn.Linear | Cosine | None):
             raise InputError(
-                f"head: {type(head).__name__} changes by itself, and a hypernetwork generates a "
-                "head for each task; set head=single, or head=cosine"
+                f"head: a hypernetwork generates a head for each task, and {type(head).__name__} "
+                "is none that can be generated; set head=single, or head=cosine"
             )
         names = (f"{n}.{b}" for n, m in target.named_modules() if _runs(m) for b in m._buffers)
         self.running = list(names)  # statistics, of which each task has its own
@@ -81,6 +84,11 @@ class Generated(MultiTaskModule):
         self.current: list[int] = []  # tasks of the experience that is trained on, or was last
         self.trained: list[int] = []
         self.infer: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def begins_as_target(self) -> bool:
+        """Whether the target's own weights are what the generated ones begin with."""
+        return self.generator.layout.begins_as_target
 
     # --- tasks and their weights ---------------------------------------------------------------
 
@@ -128,13 +136,13 @@ class Generated(MultiTaskModule):
         """An embedding, and what else is a task's own; nothing where it has them."""
         if str(task) in self.embeddings:
             return
-        device = self.generator.layout.fixed.device
-        embedding = nn.Parameter(self.generator.body.embedding().to(device), requires_grad=False)
-        self.embeddings[str(task)] = embedding
+        like = self.generator.layout.fixed
+        embedding = self.generator.body.embedding().to(like)
+        self.embeddings[str(task)] = nn.Parameter(embedding, requires_grad=False)
         for name in self.running:
             self.register_buffer(_key(name, task), self.target.get_buffer(name).clone())
         if self.classes is not None:
-            none = torch.zeros(self.classes, dtype=torch.bool, device=device)
+            none = torch.zeros(self.classes, dtype=torch.bool, device=like.device)
             self.register_buffer(f"classes_{task}", none)
 
     def adaptation(self, experience: Any) -> None:
@@ -157,7 +165,8 @@ class Generated(MultiTaskModule):
 
     def features(self, x: Tensor) -> Tensor:
         """The encoder's, of the task that is trained or was trained last."""
-        prefix, state = "encoder.", self.weights(self.current[0]) | self.statistics(self.current[0])
+        prefix, task = "encoder.", (self.current or self.tasks)[0]
+        state = self.weights(task) | self.statistics(task)
         own = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
         return functional_call(self.target.encoder, own, (x,))  # type: ignore[arg-type]
 
@@ -195,7 +204,7 @@ class Generated(MultiTaskModule):
                 f"a batch of the tasks {present} on a target with running batch statistics: they "
                 "are of one task each; take batches of one task, or a backbone without batch norm"
             )
-        if self.looped or self.running:
+        if self.looped:
             answers = {one: self._of_task(x[task == one], one) for one in present}
             output = next(iter(answers.values())).new_empty(len(x), *answers[present[0]].shape[1:])
             for one, answer in answers.items():
@@ -222,31 +231,44 @@ class Generated(MultiTaskModule):
     def _unlabelled(self, x: Tensor) -> Tensor:
         if self.training:
             return self._of_task(x, self.current[0])
-        if not self.trained:
-            return self._of_task(x, self.tasks[0])
+        known = self.trained or self.tasks[:1]
+        if len(known) == 1:
+            return self._of_task(x, known[0])
         if self.infer is not None:
             return self._by_task(x, self.infer(x))
-        answers = torch.stack([self._of_task(x, task) for task in self.trained])  # (K, B, C)
-        surest = entropy(answers).argmin(0)
+        answers = torch.stack([self._of_task(x, task) for task in known])  # (K, B, ..., C)
+        unsure = entropy(answers).reshape(len(known), len(x), -1).mean(2)  # over positions
+        surest = unsure.argmin(0)
         return answers[surest, torch.arange(len(x), device=x.device)]
 
     # --- the rest ------------------------------------------------------------------------------
 
     @property
     def measured(self) -> dict[str, float]:
-        """Numbers generated for a task, and how often the hypernetwork's own go into them."""
+        """The target's parameters, and how often the hypernetwork's own go into them."""
         own = sum(p.numel() for p in self.parameters())
         size = sum(part.shape.numel() for part in self.generator.layout.parts)  # type: ignore[union-attr]
         return {"target_parameters": float(size), "compression": size / own}
 
     def check(self, strategy: Any) -> None:
         """Refuse a strategy that mixes tasks in a batch where this network cannot."""
-        name = type(strategy).__name__
+        name = name_of(strategy)
+        if from_avalanche(strategy):
+            raise InputError(
+                f"strategy: Avalanche's {name} expects a network that owns its weights; choose a "
+                "strategy of ours, or hypernet=none"
+            )
         if not self.task_labels and not getattr(strategy, "one_task_a_batch", False):
             raise InputError(
                 f"strategy: {name} may ask for answers of earlier tasks in training, and a "
                 "hypernetwork has to be told which; set scenario.task_labels=true, or "
                 "strategy=hypernet, or strategy=finetune"
+            )
+        if getattr(strategy, "all_at_once", False):
+            raise InputError(
+                f"strategy: {name} trains on all tasks at once, and embeddings of tasks are "
+                "trained in their own experience; for an upper bound set hypernet=separate "
+                "strategy=finetune"
             )
         if self.running and getattr(strategy, "keeps_samples", hasattr(strategy, "memory")):
             raise InputError(
@@ -262,11 +284,13 @@ class Generated(MultiTaskModule):
             self.add_task(int(key.removeprefix(start)))
         super()._load_from_state_dict(state_dict, prefix, *more)
 
-    def get_extra_state(self) -> dict[str, list[int]]:
-        return {"current": self.current, "trained": self.trained}
+    def get_extra_state(self) -> Tensor:
+        """How many tasks are current, which they are, and those trained on."""
+        return torch.tensor([len(self.current), *self.current, *self.trained])
 
-    def set_extra_state(self, state: dict[str, list[int]]) -> None:
-        self.current, self.trained = list(state["current"]), list(state["trained"])
+    def set_extra_state(self, state: Tensor) -> None:
+        count, *tasks = state.tolist()
+        self.current, self.trained = tasks[:count], tasks[count:]
         for task in self.tasks:
             self.embeddings[str(task)].requires_grad_(task in self.current)
 

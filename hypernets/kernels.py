@@ -8,13 +8,25 @@ entry, among its z's: it is neither shared nor forgotten.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clplat.errors import InputError, at_least
-from hypernets.layout import Direct, Layout
+from hypernets.layout import Beginning, Direct, Layout, direct, kept
+
+
+def _part(
+    names: Sequence[str], value: Tensor, drawn: bool, rows: Tensor
+) -> tuple[Direct, Beginning]:
+    return (direct if drawn and value.ndim > 2 else kept)(names, value, drawn, rows)
+
+
+def kernels_alone(target: nn.Module, classes: int | None = None) -> Layout:
+    """The layout that goes with `Kernels`: all else is the target's own values and a change."""
+    return Layout(target, classes, _part)
 
 
 class Kernels(nn.Module):
@@ -25,17 +37,21 @@ class Kernels(nn.Module):
         at_least("hypernet.generator", 1, embedding=embedding, tile=tile)
         self.z, self.tile = embedding, tile
         parts: list[Any] = list(layout.parts)
-        self.parts = [(tuple(part.shape), part.size) for part in parts]
-        kernels = sorted({shape[2:] for shape, _ in self.parts if len(shape) > 2})
+        # The shape of each convolution's kernel, or how many numbers another parameter has.
+        self.parts = [
+            tuple(part.shape) if drawn and len(part.shape) > 2 else part.size
+            for drawn, part in zip(layout.drawn, parts, strict=True)
+        ]
+        kernels = sorted({part[2:] for part in self.parts if isinstance(part, tuple)})
         if not kernels:
             raise InputError(
                 "hypernet=kernels: the target has no convolution; choose backbone=convnet, "
                 "resnet18 or resnet32, or another hypernet"
             )
-        if any(not isinstance(part, Direct) for part in parts):
+        if layout.gains or any(not isinstance(part, Direct) for part in parts):
             raise InputError(
-                "hypernet=kernels: it generates kernels, not changes of low rank; leave "
-                "hypernet.layout out"
+                "hypernet=kernels: it generates whole kernels and nothing else; its layout is "
+                "hypernets.kernels.kernels_alone"
             )
         self.of_inputs = nn.ModuleDict()
         self.of_kernel = nn.ModuleDict()
@@ -43,8 +59,8 @@ class Kernels(nn.Module):
             self.of_inputs[_key(kernel)] = nn.Linear(embedding, tile * embedding)
             self.of_kernel[_key(kernel)] = nn.Linear(embedding, tile * math.prod(kernel))
         self.widths = [
-            math.prod(self._tiles(shape)) * embedding if len(shape) > 2 else size
-            for shape, size in self.parts
+            part if isinstance(part, int) else math.prod(self._tiles(part)) * embedding
+            for part in self.parts
         ]
 
     def _tiles(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -53,14 +69,18 @@ class Kernels(nn.Module):
 
     def embedding(self) -> Tensor:
         """A new task's, as it begins."""
-        return torch.randn(sum(self.widths))
+        begins = [
+            torch.zeros(width) if isinstance(part, int) else torch.randn(width)
+            for width, part in zip(self.widths, self.parts, strict=True)
+        ]
+        return torch.cat(begins)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         pieces = embeddings.split(self.widths, 1)
         return torch.cat(
             [
-                self._kernel(piece, shape) if len(shape) > 2 else piece
-                for piece, (shape, _) in zip(pieces, self.parts, strict=True)
+                piece if isinstance(part, int) else self._kernel(piece, part)
+                for piece, part in zip(pieces, self.parts, strict=True)
             ],
             1,
         )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clplat.errors import InputError
 
-DRAWN = (nn.Linear, nn.Bilinear, nn.Embedding, nn.modules.conv._ConvNd)
+DRAWN = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 NO_CLASS = -1
 DRAWS = 16  # of an embedding, to measure what a generator's outputs are like at first
 
@@ -28,6 +28,7 @@ class Beginning(NamedTuple):
     std: Tensor  # deviation; 0: a gain is learned, from 0
     centre: Tensor  # what they are added to
     label: Tensor  # the class that they serve alone; NO_CLASS: none
+    anew: bool = False  # whether the parameter's own values are given up
 
 
 class Direct(nn.Module):
@@ -39,7 +40,7 @@ class Direct(nn.Module):
 
     def forward(self, numbers: Tensor) -> Tensor:
         """(..., size) to (..., *shape)."""
-        return numbers.reshape(*numbers.shape[:-1], *self.shape)
+        return numbers.reshape((*numbers.shape[:-1], *self.shape))
 
 
 def direct(names: Sequence[str], value: Tensor, drawn: bool, rows: Tensor) -> tuple[Any, Beginning]:
@@ -47,7 +48,14 @@ def direct(names: Sequence[str], value: Tensor, drawn: bool, rows: Tensor) -> tu
     part = Direct(names, value.shape)
     spread = value.square().mean().sqrt() if drawn else torch.zeros(())
     centre = torch.zeros(part.size) if spread > 0 else value.flatten()
-    return part, Beginning(spread.expand(part.size), centre, by_row(rows, value.shape))
+    label = by_row(rows, value.shape)
+    return part, Beginning(spread.expand(part.size), centre, label, anew=bool(spread > 0))
+
+
+def kept(names: Sequence[str], value: Tensor, drawn: bool, rows: Tensor) -> tuple[Any, Beginning]:
+    """Its own value and a change, in a scale that is nobody's to learn."""
+    part, label = Direct(names, value.shape), by_row(rows, value.shape)
+    return part, Beginning(torch.ones(part.size), value.flatten(), label)
 
 
 # (names of a parameter, its value, whether it is drawn, the class of each row) -> its part.
@@ -56,17 +64,19 @@ MakePart = Callable[[Sequence[str], Tensor, bool, Tensor], tuple[Any, Beginning]
 
 def by_row(rows: Tensor, shape: Sequence[int]) -> Tensor:
     """What stands for each row, (rows,) or () for all, at every entry, flat."""
-    return rows.reshape(*rows.shape, *[1] * (len(shape) - rows.ndim)).expand(*shape).flatten()
+    ones = [1] * (len(shape) - rows.ndim)
+    return rows.reshape((*rows.shape, *ones)).expand(tuple(shape)).flatten()
 
 
 class Layout(nn.Module):
     """From the outputs (K, size) of a generator to the parameters of K networks.
 
     `layers` are (start, size, kind) of the target's layers, in order; those of a kind are alike.
-    `label` (size,) is the class that a number serves alone, such as a row of the head; else -1.
-    `classes` is how many the head tells apart. Takes the parameters out of `target`: what is left
-    in their place is for `torch.func.functional_call` to fill in. Parameters that ask for no
-    gradient stay. InputError, by name: a parameter that is not of floating point, or none at all.
+    `drawn` says of each parameter whether it is drawn. `label` (size,) is the class that a number
+    serves alone, such as a row of the head; else -1. `classes` is how many the head tells apart.
+    Takes the parameters out of `target`: what is left in their place is for
+    `torch.func.functional_call` to fill in. Parameters that ask for no gradient stay. InputError,
+    by name: a parameter that is not of floating point, or none at all.
     """
 
     fixed: Tensor
@@ -78,18 +88,23 @@ class Layout(nn.Module):
     def __init__(self, target: nn.Module, classes: int | None = None, part: MakePart = direct):
         super().__init__()
         found = _found(target)
+        self.drawn = [_drawn(target, names[0]) for names, _ in found]
         made = [
-            part(names, value.detach(), _drawn(target, names[0]), _rows(names[0], value, classes))
-            for names, value in found
+            part(names, value.detach(), drawn, _rows(names[0], value, classes))
+            for (names, value), drawn in zip(found, self.drawn, strict=True)
         ]
         parts = [part for part, _ in made]
-        std, centre, label = (torch.cat(c) for c in zip(*(b for _, b in made), strict=True))
+        std = torch.cat([beginning.std for _, beginning in made])
+        centre = torch.cat([beginning.centre for _, beginning in made])
+        label = torch.cat([beginning.label for _, beginning in made])
+        self.begins_as_target = not any(beginning.anew for _, beginning in made)
         _take_out(target, [name for names, _ in found for name in names])
         self.parts = nn.ModuleList(parts)
         self.lengths = [part.size for part in parts]
         self.size = sum(self.lengths)
         self.layers = _layers(parts)
-        self.gain = nn.Parameter(torch.zeros(len(parts)), requires_grad=bool((std == 0).any()))
+        self.gains = bool((std == 0).any())  # whether any number has one
+        self.gain = nn.Parameter(torch.zeros(len(parts)), requires_grad=self.gains)
         self.register_buffer("fixed", std)
         self.register_buffer("learnt", (std == 0).float())
         self.register_buffer("centre", centre)
@@ -111,7 +126,7 @@ class Layout(nn.Module):
     def forward(self, outputs: Tensor) -> Tensor:
         """Outputs (..., size) of a generator at the scale of the parameters they are for."""
         spread = self.fixed
-        if self.gain.requires_grad:
+        if self.gains:
             gain = self.gain.repeat_interleave(self.sizes, output_size=self.size)
             spread = spread + gain * self.learnt
         return self.centre + spread * outputs
@@ -166,8 +181,9 @@ def _take_out(target: nn.Module, names: Iterable[str]) -> None:
     for name in names:
         owner, _, own = name.rpartition(".")
         module = target.get_submodule(owner)
-        shape = module._parameters.pop(own).shape  # type: ignore[union-attr]
-        module.register_buffer(own, torch.zeros(()).expand(shape), persistent=False)
+        if own in module._parameters:  # not a module met by another of its names
+            shape = module._parameters.pop(own).shape  # type: ignore[union-attr]
+            module.register_buffer(own, torch.zeros(()).expand(shape), persistent=False)
 
 
 def _layers(parts: Sequence[Any]) -> list[tuple[int, int, tuple]]:

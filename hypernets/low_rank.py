@@ -31,7 +31,7 @@ class Factored(nn.Module):
         """(..., size) to (..., *shape)."""
         b = numbers[..., : self.left].unflatten(-1, (-1, self.rank))
         a = numbers[..., self.left :].unflatten(-1, (self.rank, -1))
-        return self.base + (b @ a).reshape(*numbers.shape[:-1], *self.shape)
+        return self.base + (b @ a).reshape((*numbers.shape[:-1], *self.shape))
 
 
 def _part(

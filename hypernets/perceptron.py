@@ -5,9 +5,13 @@ from itertools import pairwise
 
 from torch import nn
 
+from clplat.errors import at_least
+
 
 def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     """Linear layers with ReLU between them; no hidden layer: one linear map."""
+    for width in hidden:
+        at_least("hypernet.generator", 1, hidden=width)
     widths = [inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):

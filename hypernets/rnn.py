@@ -104,16 +104,16 @@ class RNN(nn.Module):
                 f"hidden={hidden}: the generator has {self.hidden} units and only gains some; "
                 f"ask for {self.hidden + 1} or more"
             )
-        old, device = self.hidden, self.layers.device
+        old = self.hidden
         made: Any = self.layer(hidden)
         larger: Any = reading(made, layer.inputs)
         drawn = {f"recurrent.{name}": p for name, p in larger.named_parameters()}
         drawn["recurrent.recurrent"][:, :, old:, :old] = 0
         drawn["output.weight"] = self.output.weight.new_zeros(self.output.out_features, hidden)
-        for name, parameter in self.named_parameters():
-            if name in drawn:
-                parameter.data = self.placed(name, parameter.data, drawn[name].to(device))
-                parameter.grad = None
+        for name, fill in drawn.items():
+            parameter = self.get_parameter(name)
+            parameter.data = self.placed(name, parameter.data, fill.to(parameter))
+            parameter.grad = None
         layer.width, self.output.in_features = hidden, hidden
         layer.input.out_features = larger.input.out_features
 
@@ -123,9 +123,6 @@ class RNN(nn.Module):
             "recurrent.input.weight": [0],
             "recurrent.input.bias": [0],
             "recurrent.recurrent": [2, 3],
-            "recurrent.bias": [0],
-            "recurrent.tau": [0],
-            "output.weight": [1],
         }.get(name, [])
         layer: Any = self.recurrent
         gates = layer.input.out_features // layer.width if "input" in name else 1

@@ -1,23 +1,14 @@
 """A network for each task: the upper bound of generated ones, at as many times the weights."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from hypernets.layout import Beginning, Direct, Layout, by_row
+from hypernets.layout import Layout, kept
 
 
-def _kept(
-    names: Sequence[str], value: Tensor, drawn: bool, rows: Tensor
-) -> tuple[Direct, Beginning]:
-    part = Direct(names, value.shape)
-    return part, Beginning(torch.ones(part.size), value.flatten(), by_row(rows, value.shape))
-
-
-def kept(target: nn.Module, classes: int | None = None) -> Layout:
+def own_values(target: nn.Module, classes: int | None = None) -> Layout:
     """A layout of changes to the target's own values, each at its own scale."""
-    return Layout(target, classes, _kept)
+    return Layout(target, classes, kept)
 
 
 class Separate(nn.Module):

@@ -63,11 +63,13 @@ def _batch(model: nn.Module, weights: Weights, x: Tensor, y: Tensor, task: int) 
     return {name: len(x) * g.square() for name, g in zip(leaves, grads, strict=True)}
 
 
-def fisher(model: nn.Module, batches: Iterable[Columns], kind: str) -> Weights:
+def fisher(
+    model: nn.Module, batches: Iterable[Columns], kind: str, key: str = "strategy.fisher"
+) -> Weights:
     """Diagonal of the Fisher information, mean over samples, of every trainable parameter.
 
-    `batches` of (x, y, task) ready for the model. In evaluation mode: no dropout, and batch norm
-    by its running statistics.
+    `batches` of (x, y, task) ready for the model; `key` is what the config calls `kind`. In
+    evaluation mode: no dropout, and batch norm by its running statistics.
     """
     was_training = model.training
     model.eval()
@@ -81,23 +83,23 @@ def fisher(model: nn.Module, batches: Iterable[Columns], kind: str) -> Weights:
             parts = (x[rows], y[rows])
             size = len(parts[0]) if kind == "batch" else chunk
             for px, py in zip(*(part.split(size) for part in parts), strict=True):
-                for name, value in _explained(of_batch, model, weights, px, py, task).items():
+                for name, value in _explained(key, of_batch, model, weights, px, py, task).items():
                     total[name] += value
         count += len(x)
     model.train(was_training)
     return {name: value / count for name, value in total.items()}
 
 
-def _explained(of_batch: Any, *arguments: Any) -> Weights:
+def _explained(key: str, of_batch: Any, *arguments: Any) -> Weights:
     """What `of_batch` gives; layers that torch.func cannot go through are named."""
     try:
         return of_batch(*arguments)
     except RuntimeError as error:
-        if "setup_context" not in str(error):
+        if "setup_context" not in str(error) and "atching rule" not in str(error):
             raise
         raise InputError(
-            "strategy.fisher: this backbone's layers give no gradients sample by sample, which "
-            "exact and empirical need; set strategy.fisher=batch"
+            f"{key}: this backbone's layers give no gradients sample by sample, which exact and "
+            f"empirical need; set {key}=batch"
         ) from error
 
 

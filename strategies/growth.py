@@ -31,6 +31,11 @@ class Growth:
                 f"strategy.grow_by={by}: grow_above and grow_at say when, and nothing is to be "
                 "added; set strategy.grow_by=8 or so"
             )
+        if by and above is None and not at:
+            raise InputError(
+                f"strategy.grow_by={by}: nothing says when units are added; set "
+                "strategy.grow_above, a loss, or strategy.grow_at, experiences"
+            )
         self.by, self.above, self.at = by, above, tuple(at)
         self.losses: list[Tensor] = []  # of the epoch
 
@@ -62,21 +67,26 @@ class Growth:
 
 
 def grow(strategy: Any, units: int) -> Widened:
-    """Add units to the generator; the moments of the optimizer get zeros for what is new."""
+    """Add units to the generator; the optimizer's moments get zeros for what is new."""
     generator, optimizer = strategy.model.generator, strategy.optimizer
-    shapes = {name: p.shape for name, p in generator.named_parameters()}
-    body = generator.body
+    body, shapes = generator.body, {n: p.shape for n, p in generator.named_parameters()}
+    # Autograd keeps a parameter's shape in mind for as long as there is a graph with it.
+    for name in ("loss", "mb_output"):
+        value = getattr(strategy, name)
+        if isinstance(value, Tensor):
+            setattr(strategy, name, value.detach())
     body.grow(body.hidden + units)
     log.info("the generator has %d units from here on", body.hidden)
-
     now = dict(generator.named_parameters())
+
+    def placed(name: str, old: Tensor, into: Tensor) -> Tensor:
+        return body.placed(name.removeprefix("body."), old, into)
+
     for name, parameter in now.items():
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == shapes[name]:
-                zeros = value.new_zeros(parameter.shape)
-                state[key] = body.placed(name.removeprefix("body."), value, zeros)
+                state[key] = placed(name, value, value.new_zeros(parameter.shape))
     return lambda weights: {
-        name: body.placed(name.removeprefix("body."), value, now[name].detach())
-        for name, value in weights.items()
+        name: placed(name, value, now[name].detach()) for name, value in weights.items()
     }

@@ -90,14 +90,19 @@ class Hypernet(SupervisedPlugin):
         self.kind, self.stored = importance, targets == "stored"
         self.growth = Growth(grow_by, grow_above, grow_at)
         self.classifier = TaskClassifier(capacity) if inference == "classifier" else None
-        self.earlier: list[int] = []  # tasks, as they came
+        self.earlier: list[int] = []  # tasks to keep, as they came
         self.targets: Tensor | None = None  # (K, N), what was generated for each
         self.before: dict[str, Tensor] = {}  # the generator's parameters before the task
         self.importance: Tensor | None = None  # (N,), summed over tasks
         self.weight: Tensor | None = None  # (N,), of the squares
 
     def check(self, scenario: Any) -> None:
-        """Refuse a classifier of tasks where they are told, or where it could not read samples."""
+        """Refuse what the scenario's samples or its task labels leave no room for."""
+        if self.kind is not None and scenario.head is not None:
+            raise InputError(
+                f"strategy.importance={self.kind}: it asks for the class of each sample, and this "
+                "scenario has several targets of each; set strategy.importance=null"
+            )
         if self.classifier is None:
             return
         if scenario.task_labels:
@@ -123,11 +128,15 @@ class Hypernet(SupervisedPlugin):
     @torch.no_grad()
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         model = strategy.model
+        if self.look_ahead:
+            look_ahead(strategy.optimizer, [])  # an optimizer that has none is refused at once
         self.growth.before_training_exp(strategy)
         model.infer = self.classifier
         self.earlier = [task for task in model.trained if task not in model.current]
         self.targets, self.before, self.weight = None, {}, None
-        if not self.earlier or not self.beta:
+        shared = any(p.requires_grad for p in model.generator.parameters())
+        if not self.earlier or not self.beta or not shared:
+            self.earlier = []
             return
         if self.stored:
             mode = model.generator.training
@@ -138,9 +147,11 @@ class Hypernet(SupervisedPlugin):
         if self.importance is not None:
             self.weight = normalised(self.importance)
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         self.growth.count(strategy.loss)
-        if not self.earlier or not self.beta:
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        if not self.earlier:
             return
         generator, scaler = strategy.model.generator, getattr(strategy, "scaler", None)
         scale = scaler.get_scale() if scaler else 1.0
@@ -148,9 +159,8 @@ class Hypernet(SupervisedPlugin):
         if self.subset is not None:
             places = torch.randperm(len(self.earlier))[: self.subset]
         tasks = [self.earlier[place] for place in places]
-        names, parameters = zip(
-            *((n, p) for n, p in generator.named_parameters() if p.requires_grad), strict=True
-        )
+        trained = {n: p for n, p in generator.named_parameters() if p.requires_grad}
+        names, parameters = list(trained), list(trained.values())
         moved = [p.detach().clone() for p in parameters]
         if self.look_ahead:
             changes = look_ahead(strategy.optimizer, parameters, scale)
@@ -170,7 +180,10 @@ class Hypernet(SupervisedPlugin):
                 parameter.grad = gradient
             elif gradient is not None:
                 parameter.grad += gradient
-        strategy.loss = strategy.loss.detach() + loss.detach()
+        if (
+            scale == 1 or loss.isfinite()
+        ):  # else the scaler skips this step, whose gradients are inf
+            strategy.loss = strategy.loss.detach() + loss.detach()
 
     @torch.no_grad()
     def _targets(self, model: Any, places: Tensor, embeddings: Tensor) -> Tensor:
@@ -193,7 +206,8 @@ class Hypernet(SupervisedPlugin):
         model = strategy.model
         if self.kind is not None:
             for task in model.current:
-                own = fisher(model.of_numbers(task), self._samples(strategy, task), self.kind)
+                samples, key = self._samples(strategy, task), "strategy.importance"
+                own = fisher(model.of_numbers(task), samples, self.kind, key)
                 old = 0 if self.importance is None else self.importance
                 self.importance = old + own["numbers"]
         if self.classifier is not None:

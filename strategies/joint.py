@@ -16,6 +16,7 @@ class Joint(SupervisedPlugin):
     that of the other strategies.
     """
 
+    all_at_once = True
     memory_bytes = 0  # of the inputs and labels of all experiences at once
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:

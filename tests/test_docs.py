@@ -60,6 +60,17 @@ def test_the_documented_analysis_is_recorded(command, tmp_path):
     assert outcome.status == 0, outcome.err
 
 
+def test_the_documented_hypernetworks_run(command, tmp_path):
+    commands = write_examples(ROOT / "docs/guides/hypernetworks.md", tmp_path)
+    assert sum("mixture" in c for c in commands) == 1
+    runs = [c.removeprefix("clplat ") for c in commands if "backbone=" not in c]
+    for k, arguments in enumerate(runs):
+        outcome = command(f"{arguments} out=runs/{k} {QUICK}")
+        assert outcome.status == 0, (arguments, outcome.err)
+    example = runpy.run_path(str(tmp_path / "mylab/rows.py"))
+    assert example["model"].tasks == [0, 1]
+
+
 SIZES = {"D": 8, "H": 4, "P": 2, "N": 6, "E": 16, "n": 2, "F": 3, "W": 5, "T": 7}
 
 
@@ -147,7 +158,7 @@ def test_every_link_of_the_documents_leads_somewhere():
 
 def test_every_choice_of_the_readme_table_exists_and_none_is_missing():
     text = (ROOT / "README.md").read_text()
-    for group in ("scenario", "strategy", "backbone", "head"):
+    for group in ("scenario", "strategy", "backbone", "head", "hypernet"):
         for file in (ROOT / "conf" / group).glob("*.yaml"):
             assert f"`{file.stem}`" in text, f"{group} {file.stem} is not in the README"
 

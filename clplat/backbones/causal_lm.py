@@ -61,6 +61,8 @@ class CausalLM(nn.Module):
     than the model has positions for.
     """
 
+    pretrained = True
+
     def __init__(self, input_shape: Sequence[int], path: str, trainable: str = "all"):
         super().__init__()
         if trainable not in TRAINABLE:

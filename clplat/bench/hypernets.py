@@ -1,4 +1,4 @@
-"""Figures of the hypernetworks: the regulariser's cost, its growth with the tasks, mixed batches."""
+"""Figures of hypernetworks: the regulariser, its cost as tasks grow in number, mixed batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

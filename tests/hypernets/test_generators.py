@@ -18,12 +18,13 @@ from clplat.layers.gated import MinGRU
 from clplat.layers.mamba import Mamba
 from clplat.layers.recurrent import GRU, LSTM, SLSTM, LeakyRNN
 from hypernets.chunked import Chunked
-from hypernets.kernels import Kernels
+from hypernets.generated import Generator
+from hypernets.kernels import Kernels, kernels_alone
 from hypernets.layout import Layout
 from hypernets.low_rank import low_rank
 from hypernets.mlp import MLP
 from hypernets.rnn import RNN
-from hypernets.separate import Separate, kept
+from hypernets.separate import Separate, own_values
 from hypernets.structured import Structured
 
 RECURRENT = {
@@ -138,7 +139,6 @@ CASES = {
         naive_structured,
     ),
     "kernels": (convolutions, lambda layout: Kernels(layout, 3, 4), naive_kernels),
-    "kernels, one tile": (convolutions, lambda layout: Kernels(layout, 2, 16), naive_kernels),
     "kernels, of 1": (
         lambda: ResNet((3, 8, 8), [2, 3], 1),
         lambda layout: Kernels(layout, 3, 2),
@@ -150,9 +150,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_generator_is_its_naive_loop_and_takes_several_tasks_at_once(name):
     target, generator, naive = CASES[name]
-    layout = Layout(target())
+    layout = (kernels_alone if name.startswith("kernels") else Layout)(target())
     body = generator(layout)
-    embeddings = torch.stack([body.embedding() for _ in range(3)])
+    embeddings = torch.stack([torch.randn_like(body.embedding()) for _ in range(3)])
     numbers = body(embeddings)
     assert numbers.shape == (3, layout.size)
     for embedding, row in zip(embeddings, numbers, strict=True):
@@ -218,7 +218,7 @@ def test_a_chunk_larger_than_what_there_is_to_generate_is_clipped_with_a_note(
 
 
 def test_networks_of_their_own_are_their_embeddings():
-    layout = kept(small())
+    layout = own_values(small())
     body = Separate(layout)
     assert torch.equal(body.embedding(), torch.zeros(68))
     embeddings = torch.randn(2, 68)
@@ -251,92 +251,34 @@ def test_a_hidden_layer_of_no_units_is_refused(generator):
     assert "hypernet.generator.hidden" in str(caught.value)
 
 
-NO_CONVOLUTION = (
-    "hypernet=kernels: the target has no convolution; choose backbone=convnet, resnet18 or "
-    "resnet32, or another hypernet"
-)
-
-
 @pytest.mark.parametrize("layer", [None, MinGRU, LSTM, GRU])
 def test_kernels_want_a_convolution(layer):
     target = small() if layer is None else SequenceModel((6, 3), layer, width=4, depth=1)
     with pytest.raises(InputError) as caught:
         Kernels(Layout(target))
-    assert str(caught.value) == NO_CONVOLUTION
+    assert str(caught.value).startswith("hypernet=kernels: the target has no convolution; choose")
 
 
-def test_kernels_are_not_changes_of_low_rank():
-    with pytest.raises(InputError) as caught:
-        Kernels(low_rank(convolutions(), rank=1))
-    assert str(caught.value) == (
-        "hypernet=kernels: it generates kernels, not changes of low rank; leave hypernet.layout out"
-    )
-
-
-# --- growth of the recurrent generator -----------------------------------------------------------
-
-GROWING = ["LSTM", "GRU", "LeakyRNN", "LeakyRNN, sum"]
-
-
-@pytest.mark.parametrize("name", GROWING)
-def test_growth_leaves_what_is_generated_and_the_parameters_are_the_same_objects(name):
-    layout = Layout(small())
-    body = RNN(layout, 3, 2, 6, 7, RECURRENT[name])
-    embeddings = torch.randn(4, 3)
-    objects = {n: id(p) for n, p in body.named_parameters()}
-    old = {n: p.detach().clone() for n, p in body.named_parameters()}
-    before = body(embeddings)
-    for hidden in (7, 11):
-        body.grow(hidden)
-        torch.testing.assert_close(body(embeddings), before, rtol=0, atol=1e-6)
-        assert body.hidden == body.output.in_features == body.recurrent.width == hidden
-        assert body.recurrent.input.out_features == len(body.recurrent.input.weight)
-        assert body.output.weight.shape == (body.output.out_features, hidden)
-    assert {n: id(p) for n, p in body.named_parameters()} == objects
-    for n, p in body.named_parameters():
-        placed = body.placed(n, old[n], torch.zeros_like(p))
-        kept_entries = placed != 0
-        assert torch.equal(p[kept_entries], placed[kept_entries])
-    recurrent = body.recurrent.recurrent  # (heads, gates, from, to)
-    assert not recurrent[:, :, 6:, :6].any()
-    assert recurrent[:, :, :6, 6:].all()
-    assert body.recurrent.input.weight.all()
-
-
-@pytest.mark.parametrize("name", GROWING)
-def test_what_is_new_is_learned_also_where_it_began_at_0(name):
-    layout = Layout(small())
-    body = RNN(layout, 3, 2, 6, 7, RECURRENT[name])
-    body.grow(9)
-    start = {n: p.detach().clone() for n, p in body.named_parameters()}
-    optimizer = torch.optim.SGD(body.parameters(), 0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        body(torch.ones(2, 3)).sin().square().sum().backward()
-        optimizer.step()
-    moved = {n: p != start[n] for n, p in body.named_parameters()}
-    assert moved["output.weight"][:, 6:].all()
-    assert moved["recurrent.recurrent"][:, :, 6:, :6].any()
-    assert moved["recurrent.input.weight"].unflatten(0, (-1, 9))[:, 6:].any()
-
-
-def test_a_generator_only_gains_units():
-    body = RNN(Layout(small()), 3, 2, 6, 7)
-    for hidden in (5, 6):
-        with pytest.raises(InputError) as caught:
-            body.grow(hidden)
-        assert str(caught.value) == (
-            f"hidden={hidden}: the generator has 6 units and only gains some; ask for 7 or more"
+def test_what_is_no_kernel_depends_on_nothing_that_tasks_share():
+    layout = kernels_alone(convolutions())
+    made = Generator(Kernels(layout, 3, 4), layout)
+    numbers = made(made.body.embedding()[None])[0].split(layout.lengths)
+    own = [piece.sum() for part, piece in zip(layout.parts, numbers, strict=True) if part.size < 30]
+    assert len(own) == 6  # two of each norm, two of the head
+    shared = [p for p in made.parameters() if p.requires_grad]
+    assert shared
+    for value in own:
+        assert not value.requires_grad or not any(
+            g.any()
+            for g in torch.autograd.grad(value, shared, retain_graph=True, materialize_grads=True)
         )
 
 
-@pytest.mark.parametrize("name", ["SLSTM", "MinGRU", "Mamba"])
-def test_other_layers_do_not_grow(name):
-    body = RNN(Layout(small()), 3, 2, 8, 7, RECURRENT[name])
-    assert not body.grows
+@pytest.mark.parametrize("layout", [Layout, lambda target: low_rank(target, rank=1)])
+def test_kernels_have_a_layout_of_their_own(layout):
     with pytest.raises(InputError) as caught:
-        body.grow(16)
-    kind = type(body.recurrent).__name__
+        Kernels(layout(convolutions()))
     assert str(caught.value) == (
-        f"hypernet: a generator of {kind} does not grow; choose LSTM, GRU or LeakyRNN"
+        "hypernet=kernels: it generates whole kernels and nothing else; its layout is "
+        "hypernets.kernels.kernels_alone"
     )

@@ -22,12 +22,12 @@ from clplat.errors import InputError
 from clplat.layers.recurrent import GRU, LSTM
 from hypernets.chunked import Chunked
 from hypernets.generated import Generator
-from hypernets.kernels import Kernels
+from hypernets.kernels import Kernels, kernels_alone
 from hypernets.layout import NO_CLASS, Layout
 from hypernets.low_rank import low_rank
 from hypernets.mlp import MLP
 from hypernets.rnn import RNN
-from hypernets.separate import Separate, kept
+from hypernets.separate import Separate, own_values
 from hypernets.structured import Structured
 
 FOLDER = Path(clplat.conf.__file__).parent / "backbone"
@@ -195,10 +195,10 @@ def test_drawn_weights_begin_at_their_own_scale_and_all_others_at_their_values(g
     for seed in range(runs):
         torch.manual_seed(seed)
         network = SCALED[target]()
-        kinds = (nn.Linear, nn.Conv2d)
+        kinds = (nn.Conv2d,) if generator == "kernels" else (nn.Linear, nn.Conv2d)
         drawn = {f"{n}.weight" for n, m in network.named_modules() if isinstance(m, kinds)}
         own = {name: p.detach().clone() for name, p in network.named_parameters()}
-        layout = Layout(network)
+        layout = (kernels_alone if generator == "kernels" else Layout)(network)
         made = Generator(GENERATORS[generator](layout), layout)
         embeddings = torch.stack([made.body.embedding() for _ in range(3)])
         weights = layout.weights(made(embeddings).detach())
@@ -217,7 +217,7 @@ def test_a_network_for_each_task_begins_as_the_one_that_was_drawn():
     torch.manual_seed(0)
     target, _ = TARGETS["odd"]()
     own = {n: p.detach().clone() for n, p in target.named_parameters() if p.requires_grad}
-    layout = kept(target)
+    layout = own_values(target)
     made = Generator(Separate(layout), layout)
     weights = layout.weights(made(made.body.embedding()[None])[0])
     assert weights.keys() == own.keys()

@@ -197,4 +197,6 @@ def build_learner(
         accumulate=train["accumulate"],
         **common,
     )
+    if hasattr(strategy, "check_optimizer"):
+        strategy.check_optimizer(learner.optimizer)
     return learner, strategy

@@ -16,7 +16,8 @@ log = logging.getLogger("clplat")
 def clipped(chunk: int, size: int) -> int:
     """A chunk no larger than what there is to generate; a note where it was."""
     if chunk > size:
-        log.info("hypernet.generator.chunk=%d: there are %d numbers to generate", chunk, size)
+        note = "hypernet.generator.chunk=%d: made %d, which is all there is to fill"
+        log.info(note, chunk, size)
     return min(chunk, size)
 
 

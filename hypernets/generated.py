@@ -56,7 +56,8 @@ class Generated(MultiTaskModule):
     With task labels a batch may hold samples of several tasks, and each sees its task's weights.
     Without, an experience is a task in training; in evaluation every sample is answered by the task
     that `infer` (inputs to tasks (B,)) says, by default the one whose prediction has the least
-    entropy (von Oswald et al. 2020). With `classes`, a task predicts those of its experiences only.
+    entropy (von Oswald et al. 2020), as a share of the largest that its classes allow. With
+    `classes`, a task predicts those of its experiences only.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Generated(MultiTaskModule):
         """An embedding, and what else is a task's own; nothing where it has them."""
         if str(task) in self.embeddings:
             return
-        like = self.generator.layout.fixed
+        like = self.generator.layout.scale
         embedding = self.generator.body.embedding().to(like)
         self.embeddings[str(task)] = nn.Parameter(embedding, requires_grad=False)
         for name in self.running:
@@ -238,6 +239,9 @@ class Generated(MultiTaskModule):
             return self._by_task(x, self.infer(x))
         answers = torch.stack([self._of_task(x, task) for task in known])  # (K, B, ..., C)
         unsure = entropy(answers).reshape(len(known), len(x), -1).mean(2)  # over positions
+        if self.classes is not None:  # of what it is for one that knows nothing
+            counts = torch.stack([self.own_classes(task).sum() for task in known])  # type: ignore[union-attr]
+            unsure = unsure / counts.clamp_min(2).log()[:, None]
         surest = unsure.argmin(0)
         return answers[surest, torch.arange(len(x), device=x.device)]
 
@@ -270,11 +274,11 @@ class Generated(MultiTaskModule):
                 "trained in their own experience; for an upper bound set hypernet=separate "
                 "strategy=finetune"
             )
-        if self.running and getattr(strategy, "keeps_samples", hasattr(strategy, "memory")):
+        if self.running and not getattr(strategy, "one_task_a_batch", False):
             raise InputError(
-                f"strategy: {name} mixes tasks in a batch, and the running statistics of batch "
-                "norm are of one task each; choose a backbone without batch norm, or "
-                "strategy=hypernet"
+                f"strategy: {name} may answer for several tasks at a time, and the running "
+                "statistics of batch norm are of one task each; choose a backbone without batch "
+                "norm, or strategy=hypernet"
             )
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:  # type: ignore[override]

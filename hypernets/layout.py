@@ -23,39 +23,41 @@ DRAWS = 16  # of an embedding, to measure what a generator's outputs are like at
 
 
 class Beginning(NamedTuple):
-    """What the numbers of a part begin as, and what they serve; each (numbers,)."""
+    """What the numbers of a part begin as, and what they serve."""
 
-    std: Tensor  # deviation; 0: a gain is learned, from 0
-    centre: Tensor  # what they are added to
-    label: Tensor  # the class that they serve alone; NO_CLASS: none
+    blocks: list[tuple[int, float]]  # how many, and their deviation; 0: a gain is learned, from 0
+    label: Tensor  # (numbers,) the class that each serves alone; NO_CLASS: none
     anew: bool = False  # whether the parameter's own values are given up
 
 
 class Direct(nn.Module):
-    """A parameter whose every entry is generated."""
+    """A parameter whose every entry is generated; `centre` is what the numbers are added to."""
 
-    def __init__(self, names: Sequence[str], shape: torch.Size):
+    centre: Tensor | None
+
+    def __init__(self, names: Sequence[str], shape: torch.Size, centre: Tensor | None = None):
         super().__init__()
         self.names, self.shape, self.size = list(names), shape, shape.numel()
+        self.register_buffer("centre", None if centre is None else centre.clone())
 
     def forward(self, numbers: Tensor) -> Tensor:
         """(..., size) to (..., *shape)."""
-        return numbers.reshape((*numbers.shape[:-1], *self.shape))
+        value = numbers.reshape((*numbers.shape[:-1], *self.shape))
+        return value if self.centre is None else self.centre + value
 
 
 def direct(names: Sequence[str], value: Tensor, drawn: bool, rows: Tensor) -> tuple[Any, Beginning]:
     """A drawn parameter is drawn anew; another is its own value and a change."""
-    part = Direct(names, value.shape)
-    spread = value.square().mean().sqrt() if drawn else torch.zeros(())
-    centre = torch.zeros(part.size) if spread > 0 else value.flatten()
+    spread = float(value.square().mean().sqrt()) if drawn else 0.0
+    part = Direct(names, value.shape, None if spread else value)
     label = by_row(rows, value.shape)
-    return part, Beginning(spread.expand(part.size), centre, label, anew=bool(spread > 0))
+    return part, Beginning([(part.size, spread)], label, anew=spread > 0)
 
 
 def kept(names: Sequence[str], value: Tensor, drawn: bool, rows: Tensor) -> tuple[Any, Beginning]:
     """Its own value and a change, in a scale that is nobody's to learn."""
-    part, label = Direct(names, value.shape), by_row(rows, value.shape)
-    return part, Beginning(torch.ones(part.size), value.flatten(), label)
+    part = Direct(names, value.shape, value)
+    return part, Beginning([(part.size, 1.0)], by_row(rows, value.shape))
 
 
 # (names of a parameter, its value, whether it is drawn, the class of each row) -> its part.
@@ -79,11 +81,10 @@ class Layout(nn.Module):
     by name: a parameter that is not of floating point, or none at all.
     """
 
-    fixed: Tensor
-    learnt: Tensor
-    centre: Tensor
+    scale: Tensor  # of each block of numbers
+    unit: Tensor  # of each block: what brings outputs of the generator to a deviation of 1
+    counts: Tensor
     label: Tensor
-    sizes: Tensor
 
     def __init__(self, target: nn.Module, classes: int | None = None, part: MakePart = direct):
         super().__init__()
@@ -94,42 +95,38 @@ class Layout(nn.Module):
             for (names, value), drawn in zip(found, self.drawn, strict=True)
         ]
         parts = [part for part, _ in made]
-        std = torch.cat([beginning.std for _, beginning in made])
-        centre = torch.cat([beginning.centre for _, beginning in made])
-        label = torch.cat([beginning.label for _, beginning in made])
-        self.begins_as_target = not any(beginning.anew for _, beginning in made)
+        beginnings = [beginning for _, beginning in made]
+        blocks = [block for beginning in beginnings for block in beginning.blocks]
+        counts, scales = zip(*blocks, strict=True)
+        label = torch.cat([beginning.label for beginning in beginnings])
+        self.begins_as_target = not any(beginning.anew for beginning in beginnings)
         _take_out(target, [name for names, _ in found for name in names])
         self.parts = nn.ModuleList(parts)
         self.lengths = [part.size for part in parts]
         self.size = sum(self.lengths)
         self.layers = _layers(parts)
-        self.gains = bool((std == 0).any())  # whether any number has one
-        self.gain = nn.Parameter(torch.zeros(len(parts)), requires_grad=self.gains)
-        self.register_buffer("fixed", std)
-        self.register_buffer("learnt", (std == 0).float())
-        self.register_buffer("centre", centre)
-        self.register_buffer("label", label, persistent=False)
-        self.register_buffer("sizes", torch.tensor(self.lengths), persistent=False)
+        self.gains = 0.0 in scales  # whether any number has one
+        self.gain = nn.Parameter(torch.zeros(len(blocks)), requires_grad=self.gains)
+        self.register_buffer("scale", torch.tensor(scales))
+        self.register_buffer("unit", torch.ones(len(blocks)))
+        self.register_buffer("counts", torch.tensor(counts), persistent=False)
+        self.register_buffer("label", label.int(), persistent=False)
 
     @torch.no_grad()
     def calibrate(self, draw: Callable[[], Tensor]) -> None:
         """Make the numbers begin at their scale: `draw` gives outputs (size,) of the generator."""
-        squares = torch.zeros(len(self.parts))
+        squares = torch.zeros(len(self.counts))
         for _ in range(DRAWS):
-            pieces = draw().split(self.lengths)
+            pieces = draw().split(self.counts.tolist())
             squares += torch.stack([piece.square().mean() for piece in pieces])
         squares = torch.where(squares > 0, squares, DRAWS)  # outputs that begin at 0 have no scale
-        unit = (DRAWS / squares).sqrt().repeat_interleave(self.sizes)
-        self.fixed *= unit
-        self.learnt *= unit
+        self.unit.copy_((DRAWS / squares).sqrt())
 
     def forward(self, outputs: Tensor) -> Tensor:
         """Outputs (..., size) of a generator at the scale of the parameters they are for."""
-        spread = self.fixed
-        if self.gains:
-            gain = self.gain.repeat_interleave(self.sizes, output_size=self.size)
-            spread = spread + gain * self.learnt
-        return self.centre + spread * outputs
+        scale = torch.where(self.scale > 0, self.scale, self.gain) if self.gains else self.scale
+        spread = (scale * self.unit).repeat_interleave(self.counts, output_size=self.size)
+        return spread * outputs
 
     def weights(self, numbers: Tensor) -> dict[str, Tensor]:
         """Numbers (..., size) as parameters (..., *shape); tied ones under each of their names."""

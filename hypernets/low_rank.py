@@ -41,10 +41,8 @@ def _part(
     if value.ndim < 2 or rank * sum(value.flatten(1).shape) >= value.numel():
         return direct(names, value, False, rows)
     part, (out, into) = Factored(names, value, rank), value.flatten(1).shape
-    std = torch.full((part.size,), into**-0.5)
-    std[: part.left] = 0
     label = [by_row(rows, (out, rank)), torch.full((rank * into,), NO_CLASS)]
-    return part, Beginning(std, torch.zeros(part.size), torch.cat(label))
+    return part, Beginning([(out * rank, 0.0), (into * rank, into**-0.5)], torch.cat(label))
 
 
 def low_rank(target: nn.Module, classes: int | None = None, rank: int = 4) -> Layout:

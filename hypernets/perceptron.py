@@ -5,11 +5,15 @@ from itertools import pairwise
 
 from torch import nn
 
-from clplat.errors import at_least
+from clplat.errors import InputError, at_least
 
 
 def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     """Linear layers with ReLU between them; no hidden layer: one linear map."""
+    if not isinstance(hidden, Sequence):
+        raise InputError(
+            f"hypernet.generator.hidden={hidden}: expected a list of widths; set [{hidden}]"
+        )
     for width in hidden:
         at_least("hypernet.generator", 1, hidden=width)
     widths = [inputs, *hidden]

@@ -24,8 +24,13 @@ class Growth:
     """
 
     def __init__(self, by: int, above: float | None, at: Sequence[int]):
-        if by < 0:
-            raise InputError(f"strategy.grow_by={by}: units are added alone; expected 0 or more")
+        if not isinstance(by, int) or by < 0:
+            raise InputError(
+                f"strategy.grow_by={by}: expected a whole number of units to add, 0 or more; "
+                "change it"
+            )
+        if not isinstance(at, Sequence):
+            raise InputError(f"strategy.grow_at={at}: expected a list of experiences; set [{at}]")
         if not by and (above is not None or at):
             raise InputError(
                 f"strategy.grow_by={by}: grow_above and grow_at say when, and nothing is to be "
@@ -38,6 +43,15 @@ class Growth:
             )
         self.by, self.above, self.at = by, above, tuple(at)
         self.losses: list[Tensor] = []  # of the epoch
+
+    def check_experiences(self, count: int) -> None:
+        """Refuse an experience that is not there to grow before."""
+        for place in self.at:
+            if not 0 <= place < count:
+                raise InputError(
+                    f"strategy.grow_at={list(self.at)}: there are experiences 0 to {count - 1}; "
+                    f"leave {place} out"
+                )
 
     def check(self, model: Any) -> None:
         """Refuse a generator that cannot grow."""

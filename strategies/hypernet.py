@@ -6,6 +6,7 @@ weighting by importance and the growth are our reading of Chandra et al. (WACV 2
 alone we could read.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -72,11 +73,12 @@ class Hypernet(SupervisedPlugin):
         capacity: int = 200,
     ):
         super().__init__()
-        if beta < 0:
-            raise InputError(f"strategy.beta={beta}: expected 0 or more; raise it")
-        if subset is not None and subset < 1:
+        if not 0 <= beta < math.inf:
+            raise InputError(f"strategy.beta={beta}: expected a number of 0 or more; change it")
+        if subset is not None and (not isinstance(subset, int) or subset < 1):
             raise InputError(
-                f"strategy.subset={subset}: expected at least 1 earlier task, or null for all"
+                f"strategy.subset={subset}: expected a whole number of earlier tasks, at least 1, "
+                "or null for all; change it"
             )
         for key, value, known in (
             ("importance", importance, (None, *KINDS)),
@@ -98,6 +100,20 @@ class Hypernet(SupervisedPlugin):
 
     def check(self, scenario: Any) -> None:
         """Refuse what the scenario's samples or its task labels leave no room for."""
+        experiences = len(scenario.train_stream)
+        self.growth.check_experiences(experiences)
+        if self.classifier is not None and self.classifier.memory.capacity < experiences:
+            raise InputError(
+                f"strategy.capacity={self.classifier.memory.capacity}: the classifier of tasks "
+                f"keeps samples of each of the {experiences} experiences; raise it to "
+                f"{experiences} or more"
+            )
+        one_class = any(len(e.classes_in_this_experience) == 1 for e in scenario.train_stream)
+        if not scenario.task_labels and scenario.head is None and one_class and not self.classifier:
+            raise InputError(
+                "strategy.inference=entropy: where an experience has one class, its prediction is "
+                "always sure; set strategy.inference=classifier, or fewer scenario.experiences"
+            )
         if self.kind is not None and scenario.head is not None:
             raise InputError(
                 f"strategy.importance={self.kind}: it asks for the class of each sample, and this "
@@ -116,6 +132,11 @@ class Hypernet(SupervisedPlugin):
                 "samples are tokens; set strategy.inference=entropy"
             )
 
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Refuse an optimizer whose next step nobody can foresee, where that is asked for."""
+        if self.look_ahead and self.beta:
+            look_ahead(optimizer, [])
+
     def check_model(self, model: Any) -> None:
         """Refuse a model whose weights nobody generates, or that cannot grow as it is asked to."""
         if not hasattr(model, "generator"):
@@ -128,8 +149,6 @@ class Hypernet(SupervisedPlugin):
     @torch.no_grad()
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         model = strategy.model
-        if self.look_ahead:
-            look_ahead(strategy.optimizer, [])  # an optimizer that has none is refused at once
         self.growth.before_training_exp(strategy)
         model.infer = self.classifier
         self.earlier = [task for task in model.trained if task not in model.current]
@@ -180,9 +199,8 @@ class Hypernet(SupervisedPlugin):
                 parameter.grad = gradient
             elif gradient is not None:
                 parameter.grad += gradient
-        if (
-            scale == 1 or loss.isfinite()
-        ):  # else the scaler skips this step, whose gradients are inf
+        # A scaler skips a step whose gradients are not finite, and so do we in what is shown.
+        if scale == 1 or loss.isfinite():
             strategy.loss = strategy.loss.detach() + loss.detach()
 
     @torch.no_grad()

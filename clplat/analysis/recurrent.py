@@ -78,6 +78,11 @@ class RecurrentAnalysis:
 
     def check(self, model: Any) -> None:
         """InputError for a model that is not a `Recurrent` with the heads of a curriculum."""
+        if not hasattr(model, "encoder"):
+            raise InputError(
+                "analysis=recurrent: it looks at the weights of one network, and a hypernetwork "
+                "generates others for each task; set hypernet=none, or analysis=none"
+            )
         if not isinstance(model.encoder, Recurrent):
             raise InputError(
                 f"analysis: of recurrent networks, and the backbone is "

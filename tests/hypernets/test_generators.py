@@ -211,7 +211,7 @@ def test_a_chunk_larger_than_what_there_is_to_generate_is_clipped_with_a_note(
     with caplog.at_level(logging.INFO, "clplat"):
         body = generator(layout, chunk=size + 1)
     assert caplog.messages == [
-        f"hypernet.generator.chunk={size + 1}: there are {size} numbers to generate"
+        f"hypernet.generator.chunk={size + 1}: made {size}, which is all there is to fill"
     ]
     assert body(torch.randn(2, 32)).shape == (2, 68)
     assert [p.shape[0] for n, p in body.named_parameters() if "weight" in n][-1] == size

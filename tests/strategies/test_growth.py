@@ -266,7 +266,9 @@ def test_a_restored_strategy_goes_on_exactly_as_the_original(name, resume_and_co
 def test_a_negative_number_of_units_is_refused():
     with pytest.raises(InputError) as caught:
         Growth(-1, None, ())
-    assert str(caught.value) == ("strategy.grow_by=-1: units are added alone; expected 0 or more")
+    assert str(caught.value) == (
+        "strategy.grow_by=-1: expected a whole number of units to add, 0 or more; change it"
+    )
 
 
 @pytest.mark.parametrize("settings", [{"grow_above": 0.5}, {"grow_at": [1]}])

@@ -1,0 +1,155 @@
+"""Memory aware synapses (Aljundi et al. 2018): weights that answers depend on are held.
+
+Omega = mean over samples of | d ||F(x)||^2 / d theta |, summed over experiences; without labels.
+Loss: L_task + strength * sum_i Omega_i (theta_i - theta*_i)^2, theta* the latest experience's.
+Avalanche's plugin takes the absolute value of a batch's mean gradient, in which samples cancel, has
+dropout on while it does, and averages over experiences with weights that forget the first ones.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models.utils import is_multi_task_module
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from clplat.batches import experience_batches, prepared
+from clplat.data import Columns
+from clplat.errors import InputError
+from strategies.ewc import CHUNK_BYTES, Weights, _explained, add_quadratics
+
+KINDS = ("exact", "batch")
+lists: Any = torch  # whose functions of lists of tensors have no public types
+
+
+def _squared_norms(model: nn.Module, task: int) -> Callable[[Weights, Tensor], Tensor]:
+    inputs = (task,) if is_multi_task_module(model) else ()
+
+    def squared_norms(weights: Weights, x: Tensor) -> Tensor:
+        return functional_call(model, weights, (x, *inputs)).square().flatten(1).sum(1)
+
+    return squared_norms
+
+
+def _exact(model: nn.Module, weights: Weights, x: Tensor, task: int) -> Weights:
+    """Sum over samples of |d ||F(x)||^2|."""
+    squared_norms = _squared_norms(model, task)
+    per_sample = vmap(grad(lambda w, one: squared_norms(w, one[None])[0]), in_dims=(None, 0))
+    return {name: g.abs().sum(0) for name, g in per_sample(weights, x).items()}
+
+
+def _batch(model: nn.Module, weights: Weights, x: Tensor, task: int) -> Weights:
+    """|d sum over samples of ||F(x)||^2|."""
+    leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
+    with torch.enable_grad():
+        total = _squared_norms(model, task)(leaves, x).sum()
+    grads = torch.autograd.grad(
+        total, [*leaves.values()], allow_unused=True, materialize_grads=True
+    )
+    return {name: g.abs() for name, g in zip(leaves, grads, strict=True)}
+
+
+def sensitivity(model: nn.Module, batches: Iterable[Columns], kind: str) -> Weights:
+    """How much the squared norm of the output depends on every trainable parameter.
+
+    Mean over samples of the absolute gradient (exact), or over batches of that of their sum
+    (batch). `batches` of (x, y, task) ready for the model; in evaluation mode.
+    """
+    was_training = model.training
+    model.eval()
+    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(w) for name, w in weights.items()}
+    count, of_batch = 0, {"exact": _exact, "batch": _batch}[kind]
+    chunk = max(1, CHUNK_BYTES // (4 * sum(w.numel() for w in weights.values())))
+    for x, _, tasks in batches:
+        for task in tasks.unique().tolist():
+            rows = x[tasks == task]
+            for part in rows.split(len(rows) if kind == "batch" else chunk):
+                new = _explained("strategy.importance", of_batch, model, weights, part, task)
+                for name, value in new.items():
+                    total[name] += value
+        count += len(x)
+    model.train(was_training)
+    return {name: value / count for name, value in total.items()}
+
+
+def penalty_and_gradients(
+    weights: Sequence[Tensor], importance: Sequence[Tensor], anchor: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """sum_i importance_i (theta_i - anchor_i)^2, and its gradient for each tensor."""
+    moved = lists._foreach_sub(weights, anchor)
+    halves = lists._foreach_mul(importance, moved)
+    dots = [half.flatten() @ by.flatten() for half, by in zip(halves, moved, strict=True)]
+    return torch.stack(dots).sum(), lists._foreach_mul(halves, 2.0)
+
+
+@torch.no_grad()
+def add_penalty(strategy: Any, importance: Weights, anchor: Weights, strength: float) -> None:
+    """Adds strength * sum_i importance_i (theta_i - anchor_i)^2 to an update about to be made.
+
+    To `strategy.loss`, and its gradient, which has a closed form, to the parameters' gradients:
+    cheaper than through a graph. What a parameter grew by counts nothing.
+    """
+    names, weights, gradients = [], [], []
+    for name, parameter in strategy.model.named_parameters():
+        if name in importance and parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            weight, gradient, then = parameter, parameter.grad, importance[name].shape
+            if parameter.shape != then:
+                old = tuple(slice(n) for n in then)
+                weight, gradient = weight[old], gradient[old]
+            names.append(name)
+            weights.append(weight)
+            gradients.append(gradient)
+    value, added = penalty_and_gradients(
+        weights, [importance[n] for n in names], [anchor[n] for n in names]
+    )
+    lists._foreach_add_(gradients, added, alpha=strength * loss_scale(strategy))
+    strategy.loss = strategy.loss.detach() + strength * value
+
+
+def loss_scale(strategy: Any) -> float:
+    """What gradients are multiplied by until the update (mixed precision)."""
+    scaler = getattr(strategy, "scaler", None)
+    return scaler.get_scale() if scaler else 1.0
+
+
+class MAS(SupervisedPlugin):
+    """Penalises the change of weights that the answers to earlier samples depend on.
+
+    `importance`: exact (absolute gradient of each sample) or batch (of a batch's sum: cheaper, and
+    samples of opposite sign cancel).
+    """
+
+    def __init__(self, strength: float = 1.0, importance: str = "exact"):
+        super().__init__()
+        if strength < 0:
+            raise InputError(f"strategy.strength={strength}: expected 0 or more; raise it")
+        if importance not in KINDS:
+            raise InputError(f"strategy.importance={importance}: choose one of {', '.join(KINDS)}")
+        self.strength, self.kind = strength, importance
+        self.importance: Weights = {}
+        self.anchor: Weights = {}
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        if self.importance and self.strength:
+            add_penalty(strategy, self.importance, self.anchor, self.strength)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        batches = (
+            [prepared(strategy, x, False), y, task]
+            for x, y, task in experience_batches(strategy, strategy.train_mb_size)
+        )
+        new = sensitivity(strategy.model, batches, self.kind)
+        weights = {n: p.detach().clone() for n, p in strategy.model.named_parameters() if n in new}
+        self.importance, _, _ = add_quadratics(self.importance, self.anchor, new, weights)
+        self.anchor = weights
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"importance": self.importance, "anchor": self.anchor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.importance, self.anchor = state["importance"], state["anchor"]

@@ -1,4 +1,4 @@
-"""What a run takes: bytes held between experiences, and the most memory so far."""
+"""What a run takes: bytes held between experiences, the most memory so far, what parts report."""
 
 import resource
 import sys
@@ -26,6 +26,11 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, dict):
         value = list(value.values())
     return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []
+
+
+def measured(strategy: Any, model: Any) -> dict[str, float]:
+    """What model and strategy have to report of themselves, by name."""
+    return {**getattr(model, "measured", {}), **getattr(strategy, "measured", {})}
 
 
 def peak_memory(device: torch.device) -> int:

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from clplat.grown import extended_state, holds
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 Names = dict[str, Parameter]
@@ -46,21 +48,6 @@ def _begin_momentum(optimizer: Optimizer) -> None:
                     optimizer.state[parameter]["momentum_buffer"] = zeros
 
 
-def _grew(old: Tensor, new: Tensor) -> bool:
-    if new.shape == old.shape or new.ndim != old.ndim:
-        return False
-    return all(after >= before for after, before in zip(new.shape, old.shape, strict=True))
-
-
-def _padded(value: Any, old: Tensor, new: Tensor) -> Any:
-    """State of the old parameter's shape, with zeros for what the new one has in addition."""
-    if not isinstance(value, Tensor) or value.shape != old.shape:
-        return value
-    larger = torch.zeros_like(new, dtype=value.dtype)
-    larger[tuple(slice(size) for size in old.shape)] = value
-    return larger
-
-
 def follow(optimizer: Optimizer, model: nn.Module, held: Names) -> Names:
     """Make the optimizer hold what the model has now; returns the parameters by name.
 
@@ -76,8 +63,8 @@ def follow(optimizer: Optimizer, model: nn.Module, held: Names) -> Names:
         if new is old or old not in optimizer.state:
             continue
         state = optimizer.state.pop(old)
-        if new is not None and _grew(old, new):
-            optimizer.state[new] = {k: _padded(v, old, new) for k, v in state.items()}
+        if new is not None and new.shape != old.shape and holds(new, old):
+            optimizer.state[new] = {k: extended_state(v, old, new) for k, v in state.items()}
     del optimizer.param_groups[len(groups) :]
     for i, group in enumerate(groups):
         parameters = list(group["params"].values())

@@ -12,7 +12,7 @@ from clplat.build import build_analysis, build_learner
 from clplat.data import held_bytes
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
-from clplat.footprint import memory_bytes
+from clplat.footprint import measured, memory_bytes
 from clplat.learner import Learner
 from clplat.metrics import Matrix
 from clplat.record import Record
@@ -133,6 +133,7 @@ class SeriesRun:
             **over_tasks([metrics.accuracy(matrix) for matrix in matrices], losses),
             "across_task_memory": None if held is None else across_task_memory(held, self.scenario),
             "multiply_accumulates": work,
+            "measured": measured(self.strategy, self.learner.model),
         }
         return matrix
 

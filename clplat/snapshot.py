@@ -4,9 +4,11 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from clplat.grown import extended_state, holds, leading
 
 # In the names of buffers that the forward pass writes; all others are left to whoever sets them.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -41,9 +43,10 @@ def put_back(model: nn.Module, optimizer: Optimizer, kept: Snapshot) -> None:
     """
     parameters = held(model, optimizer)
     now = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    fitting = {n for n, old in kept["weights"].items() if n in now and _holds(now[n], old)}
+    fitting = {n for n, old in kept["weights"].items() if n in now and holds(now[n], old)}
     for name in fitting:
-        _leading(now[name], kept["weights"][name])
+        old = kept["weights"][name]
+        leading(now[name], old).copy_(old)
 
     # By the optimizer's own loading, which knows on which device it keeps what.
     in_order = [p for group in optimizer.param_groups for p in group["params"]]
@@ -53,25 +56,6 @@ def put_back(model: nn.Module, optimizer: Optimizer, kept: Snapshot) -> None:
         old, new = kept["weights"][name], parameters[name]
         saved["state"].pop(index[new], None)
         if name in kept["moments"]:
-            state = {k: _padded(v, old, new) for k, v in kept["moments"][name].items()}
+            state = {k: extended_state(v, old, new) for k, v in kept["moments"][name].items()}
             saved["state"][index[new]] = state
     optimizer.load_state_dict(saved)
-
-
-def _holds(new: Tensor, old: Tensor) -> bool:
-    return new.ndim == old.ndim and all(a >= b for a, b in zip(new.shape, old.shape, strict=True))
-
-
-def _leading(into: Tensor, values: Tensor) -> Tensor:
-    """Writes `values` to the first entries along each axis."""
-    into[tuple(slice(size) for size in values.shape)] = values
-    return into
-
-
-def _padded(value: Any, old: Tensor, new: Tensor) -> Any:
-    """A copy of the optimizer's state for `old`, in the shape of `new`, with zeros for the rest."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.shape != old.shape or new.shape == old.shape:
-        return value.clone()
-    return _leading(torch.zeros_like(new, dtype=value.dtype), value.to(new.device))

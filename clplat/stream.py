@@ -9,6 +9,7 @@ from avalanche.core import SupervisedPlugin
 from clplat.build import build_analysis, build_learner
 from clplat.course import Course
 from clplat.evaluation import DuringTraining, TrainingScore
+from clplat.footprint import measured
 from clplat.metrics import Matrix
 from clplat.record import Record
 from clplat.scenario import Scenario
@@ -96,5 +97,5 @@ class StreamRun:
         self.measured |= {name: v for name, v in values.items() if isinstance(v, float)}
 
     def summary(self) -> dict[str, Any]:
-        own = [getattr(part, "measured", {}) for part in (self.learner.model, self.strategy)]
-        return {**self.course.summary(), "measured": {**own[0], **own[1], **self.measured}}
+        own = measured(self.strategy, self.learner.model)
+        return {**self.course.summary(), "measured": own | self.measured}

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from clplat.backbones.heads import MASKED, Cosine
 from clplat.errors import InputError
-from clplat.fit import from_avalanche, name_of
 from clplat.layers.layer import Layer
+from hypernets.fit import check_strategy
+from hypernets.inference import of_surest
 from hypernets.layout import NO_CLASS, Layout
 
 # Operations with no form for several weights at a time, or that mix the samples of a batch.
@@ -104,13 +105,15 @@ class Generated(MultiTaskModule):
 
     def embedding(self, tasks: Sequence[int]) -> Tensor:
         """(K, E)."""
+        if len(tasks) == 0:
+            raise InputError(f"no task given: the hypernetwork knows the tasks {self.tasks}")
         return torch.stack([self.embeddings[self._known(task)] for task in tasks])
 
     def weights(self, task: int | Sequence[int]) -> dict[str, Tensor]:
         """The target's parameters by name; of K tasks: with a first axis of K."""
-        if isinstance(task, int):
-            return self.generator.layout.weights(self.generator(self.embedding([task]))[0])
-        return self.generator.layout.weights(self.generator(self.embedding(task)))
+        if isinstance(task, Sequence):
+            return self.generator.layout.weights(self.generator(self.embedding(task)))
+        return self.generator.layout.weights(self.generator(self.embedding([task]))[0])
 
     def own_classes(self, task: int) -> Tensor | None:
         """(classes,) whether a task predicts each; None where outputs are no classes."""
@@ -237,13 +240,10 @@ class Generated(MultiTaskModule):
             return self._of_task(x, known[0])
         if self.infer is not None:
             return self._by_task(x, self.infer(x))
-        answers = torch.stack([self._of_task(x, task) for task in known])  # (K, B, ..., C)
-        unsure = entropy(answers).reshape(len(known), len(x), -1).mean(2)  # over positions
-        if self.classes is not None:  # of what it is for one that knows nothing
-            counts = torch.stack([self.own_classes(task).sum() for task in known])  # type: ignore[union-attr]
-            unsure = unsure / counts.clamp_min(2).log()[:, None]
-        surest = unsure.argmin(0)
-        return answers[surest, torch.arange(len(x), device=x.device)]
+        own = None
+        if self.classes is not None:
+            own = torch.stack([self.own_classes(task).sum() for task in known])  # type: ignore[union-attr]
+        return of_surest(torch.stack([self._of_task(x, task) for task in known]), own)
 
     # --- the rest ------------------------------------------------------------------------------
 
@@ -256,30 +256,7 @@ class Generated(MultiTaskModule):
 
     def check(self, strategy: Any) -> None:
         """Refuse a strategy that mixes tasks in a batch where this network cannot."""
-        name = name_of(strategy)
-        if from_avalanche(strategy):
-            raise InputError(
-                f"strategy: Avalanche's {name} expects a network that owns its weights; choose a "
-                "strategy of ours, or hypernet=none"
-            )
-        if not self.task_labels and not getattr(strategy, "one_task_a_batch", False):
-            raise InputError(
-                f"strategy: {name} may ask for answers of earlier tasks in training, and a "
-                "hypernetwork has to be told which; set scenario.task_labels=true, or "
-                "strategy=hypernet, or strategy=finetune"
-            )
-        if getattr(strategy, "all_at_once", False):
-            raise InputError(
-                f"strategy: {name} trains on all tasks at once, and embeddings of tasks are "
-                "trained in their own experience; for an upper bound set hypernet=separate "
-                "strategy=finetune"
-            )
-        if self.running and not getattr(strategy, "one_task_a_batch", False):
-            raise InputError(
-                f"strategy: {name} may answer for several tasks at a time, and the running "
-                "statistics of batch norm are of one task each; choose a backbone without batch "
-                "norm, or strategy=hypernet"
-            )
+        check_strategy(strategy, self.task_labels, bool(self.running))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:  # type: ignore[override]
         """Makes the tasks of the state first: their number is part of it."""
@@ -297,12 +274,6 @@ class Generated(MultiTaskModule):
         self.current, self.trained = tasks[:count], tasks[count:]
         for task in self.tasks:
             self.embeddings[str(task)].requires_grad_(task in self.current)
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Of softmax over the last axis, in nats."""
-    log_probabilities = logits.float().log_softmax(-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
 def _of_classes(logits: Tensor, own: Tensor | None) -> Tensor:

@@ -14,13 +14,12 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from clplat.batches import experience_batches, prepared
 from clplat.data import Columns
 from clplat.errors import InputError
+from strategies.importance import Weights, mean_importance, samples
+from strategies.quadratic import add_penalty, add_quadratics
 
-Weights = dict[str, Tensor]
 KINDS = ("exact", "empirical", "batch")
-CHUNK_BYTES = 2**28  # of per-sample gradients at a time
 
 
 def _log_probability(model: nn.Module, task: int) -> Callable[[Weights, Tensor, Tensor], Tensor]:
@@ -68,73 +67,10 @@ def fisher(
 ) -> Weights:
     """Diagonal of the Fisher information, mean over samples, of every trainable parameter.
 
-    `batches` of (x, y, task) ready for the model; `key` is what the config calls `kind`. In
-    evaluation mode: no dropout, and batch norm by its running statistics.
+    `batches` of (x, y, task) ready for the model; `key` is what the config calls `kind`.
     """
-    was_training = model.training
-    model.eval()
-    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    total = {name: torch.zeros_like(w) for name, w in weights.items()}
-    count, of_batch = 0, {"exact": _exact, "empirical": _empirical, "batch": _batch}[kind]
-    chunk = max(1, CHUNK_BYTES // (4 * sum(w.numel() for w in weights.values())))
-    for x, y, tasks in batches:
-        for task in tasks.unique().tolist():
-            rows = tasks == task
-            parts = (x[rows], y[rows])
-            size = len(parts[0]) if kind == "batch" else chunk
-            for px, py in zip(*(part.split(size) for part in parts), strict=True):
-                for name, value in _explained(key, of_batch, model, weights, px, py, task).items():
-                    total[name] += value
-        count += len(x)
-    model.train(was_training)
-    return {name: value / count for name, value in total.items()}
-
-
-def _explained(key: str, of_batch: Any, *arguments: Any) -> Weights:
-    """What `of_batch` gives; layers that torch.func cannot go through are named."""
-    try:
-        return of_batch(*arguments)
-    except RuntimeError as error:
-        if "setup_context" not in str(error) and "atching rule" not in str(error):
-            raise
-        raise InputError(
-            f"{key}: this backbone's layers give no gradients sample by sample, which exact and "
-            f"empirical need; set {key}=batch"
-        ) from error
-
-
-def add_quadratics(
-    importance: Weights, anchor: Weights, new_importance: Weights, new_anchor: Weights
-) -> tuple[Weights, Weights, float]:
-    """One importance and anchor for the sum of two penalties, and the constant that is left over.
-
-    a (w - u)^2 + b (w - v)^2 = (a + b) (w - (a u + b v)/(a + b))^2 + a b/(a + b) (u - v)^2.
-    A parameter that is new, or grew, has zero importance before.
-    """
-    total, centre, constant = {}, {}, 0.0
-    for name, b in new_importance.items():
-        v = new_anchor[name]
-        a, u = torch.zeros_like(b), v.clone()
-        if name in importance:
-            old = tuple(slice(n) for n in importance[name].shape)
-            a[old], u[old] = importance[name], anchor[name]
-        total[name] = a + b
-        share = torch.where(total[name] > 0, b / total[name].clamp_min(1e-45), 1.0)
-        centre[name] = u + share * (v - u)
-        constant += float((a * share * (u - v).square()).sum())
-    return total, centre, constant
-
-
-def quadratic_penalty(model: nn.Module, importance: Weights, anchor: Weights) -> Tensor:
-    """sum_i importance_i (theta_i - anchor_i)^2; what a parameter grew by counts nothing."""
-    terms = []
-    for name, parameter in model.named_parameters():
-        if name in importance:
-            then = importance[name].shape
-            if parameter.shape != then:
-                parameter = parameter[tuple(slice(n) for n in then)]
-            terms.append((importance[name] * (parameter - anchor[name]).square()).sum())
-    return torch.stack(terms).sum()
+    of_batch = {"exact": _exact, "empirical": _empirical, "batch": _batch}[kind]
+    return mean_importance(model, batches, of_batch, kind == "batch", key)
 
 
 class EWC(SupervisedPlugin):
@@ -159,17 +95,13 @@ class EWC(SupervisedPlugin):
         self.anchor: Weights = {}
         self.constant = 0.0
 
-    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        if self.importance:
-            penalty = quadratic_penalty(strategy.model, self.importance, self.anchor)
-            strategy.loss = strategy.loss + self.strength / 2 * (penalty + self.constant)
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        if self.importance and self.strength:
+            add_penalty(strategy, self.importance, self.anchor, self.strength / 2)
+            strategy.loss += self.strength / 2 * self.constant
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        batches = (
-            [prepared(strategy, x, False), y, task]
-            for x, y, task in experience_batches(strategy, strategy.train_mb_size)
-        )
-        new = fisher(strategy.model, batches, self.fisher)
+        new = fisher(strategy.model, samples(strategy), self.fisher)
         weights = {n: p.detach().clone() for n, p in strategy.model.named_parameters() if n in new}
         if self.online:
             decayed = {name: self.decay * value for name, value in self.importance.items()}

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from clplat.batches import experience_batches, prepared
 from clplat.errors import InputError
 from clplat.lookahead import look_ahead
+from clplat.precision import loss_scale
 from strategies.ewc import KINDS, fisher
 from strategies.growth import Growth
 from strategies.task_classifier import TaskClassifier
@@ -166,14 +167,17 @@ class Hypernet(SupervisedPlugin):
         if self.importance is not None:
             self.weight = normalised(self.importance)
 
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """As before training, which a restored strategy may have behind it."""
+        strategy.model.infer = self.classifier
+
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         self.growth.count(strategy.loss)
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         if not self.earlier:
             return
-        generator, scaler = strategy.model.generator, getattr(strategy, "scaler", None)
-        scale = scaler.get_scale() if scaler else 1.0
+        generator, scale = strategy.model.generator, loss_scale(strategy)
         places = torch.arange(len(self.earlier))
         if self.subset is not None:
             places = torch.randperm(len(self.earlier))[: self.subset]

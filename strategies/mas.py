@@ -6,7 +6,7 @@ Avalanche's plugin takes the absolute value of a batch's mean gradient, in which
 dropout on while it does, and averages over experiences with weights that forget the first ones.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,13 +15,12 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from clplat.batches import experience_batches, prepared
 from clplat.data import Columns
 from clplat.errors import InputError
-from strategies.ewc import CHUNK_BYTES, Weights, _explained, add_quadratics
+from strategies.importance import Weights, mean_importance, samples
+from strategies.quadratic import add_penalty, add_quadratics
 
 KINDS = ("exact", "batch")
-lists: Any = torch  # whose functions of lists of tensors have no public types
 
 
 def _squared_norms(model: nn.Module, task: int) -> Callable[[Weights, Tensor], Tensor]:
@@ -33,14 +32,14 @@ def _squared_norms(model: nn.Module, task: int) -> Callable[[Weights, Tensor], T
     return squared_norms
 
 
-def _exact(model: nn.Module, weights: Weights, x: Tensor, task: int) -> Weights:
+def _exact(model: nn.Module, weights: Weights, x: Tensor, y: Tensor, task: int) -> Weights:
     """Sum over samples of |d ||F(x)||^2|."""
     squared_norms = _squared_norms(model, task)
     per_sample = vmap(grad(lambda w, one: squared_norms(w, one[None])[0]), in_dims=(None, 0))
     return {name: g.abs().sum(0) for name, g in per_sample(weights, x).items()}
 
 
-def _batch(model: nn.Module, weights: Weights, x: Tensor, task: int) -> Weights:
+def _batch(model: nn.Module, weights: Weights, x: Tensor, y: Tensor, task: int) -> Weights:
     """|d sum over samples of ||F(x)||^2|."""
     leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
     with torch.enable_grad():
@@ -55,66 +54,10 @@ def sensitivity(model: nn.Module, batches: Iterable[Columns], kind: str) -> Weig
     """How much the squared norm of the output depends on every trainable parameter.
 
     Mean over samples of the absolute gradient (exact), or over batches of that of their sum
-    (batch). `batches` of (x, y, task) ready for the model; in evaluation mode.
+    (batch). `batches` of (x, y, task) ready for the model.
     """
-    was_training = model.training
-    model.eval()
-    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    total = {name: torch.zeros_like(w) for name, w in weights.items()}
-    count, of_batch = 0, {"exact": _exact, "batch": _batch}[kind]
-    chunk = max(1, CHUNK_BYTES // (4 * sum(w.numel() for w in weights.values())))
-    for x, _, tasks in batches:
-        for task in tasks.unique().tolist():
-            rows = x[tasks == task]
-            for part in rows.split(len(rows) if kind == "batch" else chunk):
-                new = _explained("strategy.importance", of_batch, model, weights, part, task)
-                for name, value in new.items():
-                    total[name] += value
-        count += len(x)
-    model.train(was_training)
-    return {name: value / count for name, value in total.items()}
-
-
-def penalty_and_gradients(
-    weights: Sequence[Tensor], importance: Sequence[Tensor], anchor: Sequence[Tensor]
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """sum_i importance_i (theta_i - anchor_i)^2, and its gradient for each tensor."""
-    moved = lists._foreach_sub(weights, anchor)
-    halves = lists._foreach_mul(importance, moved)
-    dots = [half.flatten() @ by.flatten() for half, by in zip(halves, moved, strict=True)]
-    return torch.stack(dots).sum(), lists._foreach_mul(halves, 2.0)
-
-
-@torch.no_grad()
-def add_penalty(strategy: Any, importance: Weights, anchor: Weights, strength: float) -> None:
-    """Adds strength * sum_i importance_i (theta_i - anchor_i)^2 to an update about to be made.
-
-    To `strategy.loss`, and its gradient, which has a closed form, to the parameters' gradients:
-    cheaper than through a graph. What a parameter grew by counts nothing.
-    """
-    names, weights, gradients = [], [], []
-    for name, parameter in strategy.model.named_parameters():
-        if name in importance and parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            weight, gradient, then = parameter, parameter.grad, importance[name].shape
-            if parameter.shape != then:
-                old = tuple(slice(n) for n in then)
-                weight, gradient = weight[old], gradient[old]
-            names.append(name)
-            weights.append(weight)
-            gradients.append(gradient)
-    value, added = penalty_and_gradients(
-        weights, [importance[n] for n in names], [anchor[n] for n in names]
-    )
-    lists._foreach_add_(gradients, added, alpha=strength * loss_scale(strategy))
-    strategy.loss = strategy.loss.detach() + strength * value
-
-
-def loss_scale(strategy: Any) -> float:
-    """What gradients are multiplied by until the update (mixed precision)."""
-    scaler = getattr(strategy, "scaler", None)
-    return scaler.get_scale() if scaler else 1.0
+    of_batch = {"exact": _exact, "batch": _batch}[kind]
+    return mean_importance(model, batches, of_batch, kind == "batch", "strategy.importance")
 
 
 class MAS(SupervisedPlugin):
@@ -139,11 +82,7 @@ class MAS(SupervisedPlugin):
             add_penalty(strategy, self.importance, self.anchor, self.strength)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        batches = (
-            [prepared(strategy, x, False), y, task]
-            for x, y, task in experience_batches(strategy, strategy.train_mb_size)
-        )
-        new = sensitivity(strategy.model, batches, self.kind)
+        new = sensitivity(strategy.model, samples(strategy), self.kind)
         weights = {n: p.detach().clone() for n, p in strategy.model.named_parameters() if n in new}
         self.importance, _, _ = add_quadratics(self.importance, self.anchor, new, weights)
         self.anchor = weights

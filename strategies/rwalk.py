@@ -17,9 +17,10 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from clplat.errors import InputError
-from strategies.ewc import Weights
-from strategies.mas import add_penalty, lists
-from strategies.si import Path, first, padded
+from clplat.grown import extended, leading
+from strategies.importance import Weights
+from strategies.quadratic import add_penalty, lists
+from strategies.si import Path
 
 
 def path_score(drop: Tensor, fisher: Tensor, moved: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def mean_score(old: Tensor | None, new: Tensor) -> Tensor:
     """Of the score so far and this experience's; what is new takes its own."""
     if old is None:
         return new
-    return padded((old + first(new, old)) / 2, new)
+    return extended((old + leading(new, old)) / 2, new)
 
 
 class RWalk(SupervisedPlugin):
@@ -82,7 +83,7 @@ class RWalk(SupervisedPlugin):
         """Make room for parameters that are new, or grew; their first square counts whole."""
         for name, g in gradients.items():
             if name not in self.fisher or self.fisher[name].shape != g.shape:
-                self.fisher[name] = padded(self.fisher.get(name), g.square())
+                self.fisher[name] = extended(self.fisher.get(name), g.square())
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         self.path.after_update()
@@ -94,9 +95,9 @@ class RWalk(SupervisedPlugin):
     def _add_scores(self, strategy: Any) -> None:
         weights = dict(strategy.model.named_parameters())
         for name, drop in self.path.drop.items():
-            moved = first(weights[name], drop) - self.path.start[name]
+            moved = leading(weights[name], drop) - self.path.start[name]
             new = path_score(drop, self.fisher[name], moved)
-            old = padded(self.gained.get(name), torch.zeros_like(new))
+            old = extended(self.gained.get(name), torch.zeros_like(new))
             self.gained[name] = old + new
         self.path.begin()
         self.updates = 0
@@ -107,12 +108,12 @@ class RWalk(SupervisedPlugin):
         if not self.fisher:  # the scaler skipped every update
             return
         for name, fisher in self.fisher.items():
-            new = padded(self.gained.get(name), torch.zeros_like(fisher))
+            new = extended(self.gained.get(name), torch.zeros_like(fisher))
             self.score[name] = mean_score(self.score.get(name), new)
         fisher, score = normalised(self.fisher), normalised(self.score)
         self.importance = {name: fisher[name] + score[name] for name in fisher}
         weights = dict(strategy.model.named_parameters())
-        self.anchor = {n: first(weights[n], old).clone() for n, old in self.importance.items()}
+        self.anchor = {n: leading(weights[n], old).clone() for n, old in self.importance.items()}
         self.gained = {}
 
     def state_dict(self) -> dict[str, Any]:

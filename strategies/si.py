@@ -15,26 +15,15 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from clplat.errors import InputError
-from strategies.ewc import Weights, add_quadratics
-from strategies.mas import add_penalty, lists, loss_scale
+from clplat.grown import extended, leading
+from clplat.precision import loss_scale
+from strategies.importance import Weights
+from strategies.quadratic import add_penalty, add_quadratics, lists
 
 
 def path_importance(drop: Tensor, moved: Tensor, damping: float) -> Tensor:
     """What the loss fell by along each weight, for the square of its way."""
     return drop / (moved.square() + damping)
-
-
-def first(values: Tensor, like: Tensor) -> Tensor:
-    """The entries that a parameter had when it was of the shape of `like`, before it grew."""
-    return values[tuple(slice(n) for n in like.shape)]
-
-
-def padded(old: Tensor | None, new: Tensor) -> Tensor:
-    """A copy of `new` whose first entries are those of `old`."""
-    copy = new.detach().clone()
-    if old is not None:
-        first(copy, old).copy_(old)
-    return copy
 
 
 class Path:
@@ -69,8 +58,8 @@ class Path:
         before = lists._foreach_mul(parameters, 1.0)  # copies
         for name, value in zip(names, before, strict=True):
             if name not in self.drop or self.drop[name].shape != value.shape:
-                self.start[name] = padded(self.start.get(name), value)
-                self.drop[name] = padded(self.drop.get(name), torch.zeros_like(value))
+                self.start[name] = extended(self.start.get(name), value)
+                self.drop[name] = extended(self.drop.get(name), torch.zeros_like(value))
         self._step = names, parameters, gradients, before
         return dict(zip(names, gradients, strict=True))
 
@@ -122,8 +111,8 @@ class SynapticIntelligence(SupervisedPlugin):
         weights = {n: p.detach().clone() for n, p in named if p.requires_grad}
         new = {name: torch.zeros_like(value) for name, value in weights.items()}
         for name, drop in self.path.drop.items():
-            moved = first(weights[name], drop) - self.path.start[name]
-            first(new[name], drop).copy_(path_importance(drop, moved, self.damping))
+            moved = leading(weights[name], drop) - self.path.start[name]
+            leading(new[name], drop).copy_(path_importance(drop, moved, self.damping))
         total, _, _ = add_quadratics(self.importance, self.anchor, new, weights)
         self.importance = {name: value.clamp_min(0) for name, value in total.items()}
         self.anchor = weights

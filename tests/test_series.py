@@ -416,6 +416,12 @@ def test_a_run_writes_the_results_over_tasks_and_a_line_for_each(command):
     np.testing.assert_allclose([e.value for e in events.Scalars("tasks/cross_entropy")], losses)
 
 
+def test_what_a_hypernetwork_reports_is_written(command):
+    outcome = command(f"{QUICK} strategy=hypernet out=runs/a")
+    assert outcome.status == 0, outcome.err
+    assert result("runs/a")["measured"]["compression"] > 0
+
+
 def test_two_runs_of_one_config_are_identical(command):
     for name in "ab":
         assert command(f"{QUICK} strategy=latest_replay out=runs/{name}").status == 0

@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -155,6 +156,15 @@ def test_an_unknown_task_is_refused(labelled):
     with pytest.raises(InputError) as caught:
         model(images(), torch.tensor([0] * 10 + [7]) if labelled else 7)
     assert str(caught.value) == "task 7: the hypernetwork knows the tasks [0, 1, 2]"
+
+
+def test_weights_take_any_whole_number_and_at_least_one_task():
+    model = generated()
+    one, other = model.weights(np.int64(1)), model.weights(1)
+    assert all(torch.equal(one[name], value) for name, value in other.items())
+    with pytest.raises(InputError) as caught:
+        model.weights([])
+    assert str(caught.value) == "no task given: the hypernetwork knows the tasks [0, 1, 2]"
 
 
 def test_norm_of_the_batch_is_of_a_tasks_samples_and_statistics_are_its_own():

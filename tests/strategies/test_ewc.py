@@ -1,7 +1,6 @@
 """EWC against naive per-sample loops in float64, closed forms and Avalanche's plugin."""
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -10,8 +9,9 @@ from avalanche.training.plugins import EWCPlugin
 from torch import nn
 
 from clplat.errors import InputError
-from strategies import ewc
-from strategies.ewc import EWC, add_quadratics, fisher, quadratic_penalty
+from strategies import importance
+from strategies.ewc import EWC, fisher
+from tests.strategies.test_quadratic import naive_penalty
 
 KINDS = ("exact", "empirical", "batch")
 
@@ -69,7 +69,7 @@ def odd_model():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 2**28])
 def test_the_fisher_information_is_that_of_a_naive_loop(odd_model, kind, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(ewc, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(importance, "CHUNK_BYTES", chunk_bytes)
     batches = list(some_batches([4, 4, 3], [5], 3))
     evaluated = copy.deepcopy(odd_model).eval()
     expected = naive_fisher(evaluated, batches, kind, lambda x, task: evaluated(x[None])[0])
@@ -121,55 +121,6 @@ def test_an_untrained_linear_softmax_has_the_fisher_information_of_its_closed_fo
 # --- the penalty ---------------------------------------------------------------------------------
 
 
-class Toy(nn.Module):
-    def __init__(self, **shapes):
-        super().__init__()
-        for name, shape in shapes.items():
-            setattr(self, name, nn.Parameter(torch.randn(shape, dtype=torch.float64)))
-
-
-def naive_penalty(model, penalties):
-    total = torch.zeros((), dtype=torch.float64)
-    for importance, anchor in penalties:
-        for name, values in importance.items():
-            parameter = model.get_parameter(name)
-            for at in itertools.product(*map(range, values.shape)):
-                total = total + values[at] * (parameter[at] - anchor[name][at]) ** 2
-    return total
-
-
-def test_one_quadratic_has_the_value_and_gradient_of_the_sum_of_all_penalties():
-    torch.manual_seed(0)
-    shapes = [
-        {"shared": (3, 5), "head": (2, 3)},
-        {"shared": (3, 5), "head": (2, 3)},
-        {"shared": (3, 5), "head": (4, 3), "gate": (3,)},  # the head grew, the gate is new
-        {"shared": (3, 5), "head": (5, 3), "gate": (3,)},
-    ]
-    penalties, importance, anchor, constant = [], {}, {}, 0.0
-    for shape in shapes:
-        new = {n: torch.rand(s, dtype=torch.float64) for n, s in shape.items()}
-        for values in new.values():
-            values[torch.rand_like(values) < 0.3] = 0.0  # a dead unit's weights
-        at = {n: torch.randn(s, dtype=torch.float64) for n, s in shape.items()}
-        penalties.append((new, at))
-        importance, anchor, left = add_quadratics(importance, anchor, new, at)
-        constant += left
-
-    model = Toy(**shapes[-1], never_seen=(2,))
-    one, many = (
-        quadratic_penalty(model, importance, anchor) + constant,
-        naive_penalty(model, penalties),
-    )
-    torch.testing.assert_close(one, many)
-    names = list(shapes[-1])
-    gradients = [
-        torch.autograd.grad(value, [model.get_parameter(n) for n in names]) for value in (one, many)
-    ]
-    for ours, naive in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, naive)
-
-
 class Added(SupervisedPlugin):
     """What the strategy beside it adds to the loss of each iteration."""
 
@@ -177,9 +128,9 @@ class Added(SupervisedPlugin):
         super().__init__()
         self.strategy, self.amounts, self.models = strategy, [], []
 
-    def before_backward(self, strategy, **kwargs):
+    def before_update(self, strategy, **kwargs):
         before = strategy.loss.detach().clone()
-        self.strategy.before_backward(strategy, **kwargs)
+        self.strategy.before_update(strategy, **kwargs)
         self.amounts.append(float(strategy.loss.detach() - before))
         self.models.append(copy.deepcopy(strategy.model).double())
 

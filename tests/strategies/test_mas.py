@@ -8,9 +8,8 @@ from avalanche.training.plugins import MASPlugin
 from torch import nn
 
 from clplat.errors import InputError
-from strategies import mas
-from strategies.ewc import quadratic_penalty
-from strategies.mas import MAS, add_penalty, sensitivity
+from strategies import importance
+from strategies.mas import MAS, sensitivity
 from tests.strategies.test_ewc import some_batches
 
 KINDS = ("exact", "batch")
@@ -41,7 +40,7 @@ def naive_sensitivity(model, batches, kind, output_of):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 2**28])
 def test_the_importance_is_that_of_a_naive_loop(kind, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(mas, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(importance, "CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     layers = nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Dropout(0.5), nn.Linear(7, 3)
     model = nn.Sequential(nn.Linear(5, 5).requires_grad_(False), *layers).double()
@@ -90,46 +89,6 @@ def test_a_linear_models_importance_has_its_closed_form():
     torch.testing.assert_close(found["bias"], 2 * answers.abs().mean(0))
     expected = 2 * torch.einsum("bc,bd->cd", answers.abs(), x.abs()) / 9
     torch.testing.assert_close(found["weight"], expected)
-
-
-class Loop:
-    """What `add_penalty` reads of a loop."""
-
-    def __init__(self, model, loss):
-        self.model, self.loss, self.scaler = model, loss, None
-
-
-@pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_the_penalty_and_its_gradient_are_those_of_a_graph(scale):
-    torch.manual_seed(0)
-    model = nn.ModuleDict(
-        {"grown": nn.Linear(3, 5), "old": nn.Linear(3, 2), "idle": nn.Linear(2, 2)}
-    ).double()
-    then = nn.ModuleDict(
-        {"grown": nn.Linear(3, 2), "old": nn.Linear(3, 2), "idle": nn.Linear(2, 2)}
-    )
-    importance = {n: torch.rand(p.shape).double() for n, p in then.named_parameters()}
-    anchor = {n: torch.randn(p.shape).double() for n, p in then.named_parameters()}
-    x = torch.randn(7, 3, dtype=torch.float64)
-
-    def task_loss():
-        return (model["grown"](x).square().mean() + model["old"](x).square().mean()) * scale
-
-    penalty = 0.7 * quadratic_penalty(model, importance, anchor)
-    (task_loss() + scale * penalty).backward()
-    expected = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-
-    loss = task_loss()
-    loss.backward()  # leaves `idle` without gradients
-    loop = Loop(model, loss / scale)
-    if scale > 1:
-        loop.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        loop.scaler.scale(torch.ones(()))
-    add_penalty(loop, importance, anchor, 0.7)
-    for parameter, gradient in zip(model.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
-    torch.testing.assert_close(loop.loss, (loss / scale + penalty).detach())
 
 
 # --- in training ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from clplat.errors import InputError
-from strategies.si import SynapticIntelligence, first, padded, path_importance
+from strategies.si import SynapticIntelligence, path_importance
 from tests.strategies.test_mas import train_in_float64
 
 
@@ -17,15 +17,6 @@ def test_the_importance_is_the_fall_over_the_square_of_the_way():
     drop, moved = torch.tensor([3.0, -1.0, 0.0]), torch.tensor([2.0, 0.5, 7.0])
     expected = torch.tensor([3 / 4.1, -1 / 0.35, 0.0])
     torch.testing.assert_close(path_importance(drop, moved, 0.1), expected)
-
-
-def test_a_parameter_that_grew_keeps_its_first_entries():
-    old, new = torch.ones(2, 3), torch.full((4, 3), 5.0)
-    grown = padded(old, new)
-    assert grown.tolist() == [[1.0] * 3] * 2 + [[5.0] * 3] * 2
-    assert new.eq(5.0).all()
-    assert first(new, old).shape == (2, 3)
-    assert padded(None, new).data_ptr() != new.data_ptr()
 
 
 def naive_penalty(model, importance, anchor):

@@ -16,7 +16,8 @@ from clplat.errors import InputError
 from clplat.layers.gated import MinGRU
 from clplat.layers.recurrent import GRU
 from hypernets.chunked import Chunked
-from hypernets.generated import Generated, entropy
+from hypernets.generated import Generated
+from hypernets.inference import entropy
 from hypernets.rnn import RNN
 from hypernets.separate import Separate, own_values
 from scenarios.split import split
@@ -140,6 +141,24 @@ def test_a_restored_classifier_answers_as_the_original(count, clusters, make_lea
         assert torch.equal(restored(x), strategy.classifier(x))
     one, other = strategy.classifier.memory, restored.memory
     assert len(one) == len(other)
+
+
+def test_a_restored_run_is_evaluated_as_the_original(clusters, make_learner):
+    scenario, scores = clusters(), []
+    original = Hypernet(0.1, inference="classifier", capacity=20)
+    learner = make_learner(model_of(), original)
+    learner.train(scenario.train_stream)
+    scores.append(learner.eval(scenario.test_stream))
+    asked_for = []
+    strategy = Hypernet(0.1, inference="classifier", capacity=20)
+    restored = make_learner(model_of(), strategy)
+    restored.model.load_state_dict(through_a_file(learner.model.state_dict()))
+    strategy.load_state_dict(through_a_file(original.state_dict()))
+    network = strategy.classifier.network
+    network.register_forward_hook(lambda *_: asked_for.append(1))
+    scores.append(restored.eval(scenario.test_stream))
+    assert scores[0] == scores[1]
+    assert asked_for
 
 
 # --- entropy -------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from clplat.learner import Learner
 from clplat.pretraining import Advance
 from clplat.scenario import Scenario
 from clplat.schedule import LearningRate
+from clplat.several import parts_of
 from clplat.targets import check_objects
 
 
@@ -185,18 +186,20 @@ def build_learner(
         refuse_for_templates(config)
         plugins = [*plugins, *observers]
         return AvalancheTemplate(template=strategy.template, plugins=plugins, **common), strategy
-    if from_avalanche(strategy) and train["accumulate"] > 1:
+    parts = parts_of(strategy)
+    if train["accumulate"] > 1 and any(map(from_avalanche, parts)):
         raise InputError(
             f"train.accumulate={train['accumulate']}: Avalanche's plugins may zero or rewrite the "
             "gradients between batches; set train.accumulate=1, or choose a strategy of ours"
         )
     learner = Learner(
-        plugins=[strategy, *plugins, *observers],
+        plugins=[*parts, *plugins, *observers],
         precision=config["precision"],
         grad_clip=train["grad_clip"],
         accumulate=train["accumulate"],
         **common,
     )
-    if hasattr(strategy, "check_optimizer"):
-        strategy.check_optimizer(learner.optimizer)
+    for part in parts:
+        if hasattr(part, "check_optimizer"):
+            part.check_optimizer(learner.optimizer)
     return learner, strategy

@@ -97,10 +97,12 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
     for key in ("epochs", "batch_size", "episodes", "ways", "shots", "queries"):
         _number(config, f"pretraining.{key}", 1, whole=True)
     _number(config, "pretraining.lr", 0, above=True)
-    _number(config, "strategy.capacity", 1, whole=True)
-    _number(config, "strategy.experiences", 1, whole=True)
-    _number(config, "strategy.samples", 1, whole=True)
-    _number(config, "strategy.strength", 0)
+    strategy = config["strategy"] if isinstance(config["strategy"], dict) else {}
+    several = [f".{name}" for name, node in strategy.items() if isinstance(node, dict)]
+    for node in ("", *several):
+        for key in ("capacity", "experiences", "samples"):
+            _number(config, f"strategy{node}.{key}", 1, whole=True)
+        _number(config, f"strategy{node}.strength", 0)
     for key in SEEDS:
         _number(config, key, 0, whole=True)
         if config[key] > LARGEST_SEED:

@@ -26,6 +26,7 @@ from clplat.digest import SEEDS, config_digest
 from clplat.directory import already_done
 from clplat.errors import InputError, TrainingError
 from clplat.help import user_folders
+from clplat.several import combined_name, expanded
 
 EXPLAINED = (InputError, TrainingError, HydraException, OmegaConfBaseException, YAMLError)
 
@@ -64,6 +65,7 @@ def one_run(node: DictConfig) -> None:
     sys.path += [str(f) for f in folders if str(f) not in sys.path]
     check(config, folders)
     names = {group: str(choices[group]) for group in GROUPS}
+    names["strategy"] = combined_name(names["strategy"], config["strategy"])
     digest = config_digest(node)
     out = Path(config["out"]) if config["out"] else default_out(names, digest, config)
     config["out"] = str(out)
@@ -116,6 +118,7 @@ def run_command() -> None:
             failed(error)
 
     try:
+        sys.argv[1:] = expanded(sys.argv[1:])
         hydra.main(version_base="1.3", config_path="pkg://clplat.conf", config_name="config")(
             attempt
         )()

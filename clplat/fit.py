@@ -14,21 +14,42 @@ from clplat.backbones.sequence import SequenceModel
 from clplat.drawn import drawn_data
 from clplat.errors import InputError
 from clplat.scenario import Scenario
+from clplat.several import parts_of
 
+BOUNDED = "or a scenario with experiences, such as split_digits"
 ONE_ANSWER = (Multi, Growing, Cosine, NearestMean, Prototypes)  # heads for one target a sample
 
 
 def check_fit(model: Any, head: Any, strategy: Any, scenario: Scenario) -> None:
     """Refuse a head or a strategy that this scenario or this model cannot serve."""
+    _check_head(head, scenario)
+    parts = parts_of(strategy)
+    if isinstance(head, Prototypes) and not any(getattr(part, "frozen", False) for part in parts):
+        raise InputError(
+            f"head=prototypes: {name_of(parts[0])} trains the encoder, and the prototypes of "
+            "earlier experiences would be those of another; set strategy=frozen, or "
+            "head=nearest_mean"
+        )
+    if scenario.marks and isinstance(head, NearestMean | Prototypes):
+        raise InputError(
+            "head: the means of nearest_mean and prototypes are computed where an experience ends, "
+            f"and this scenario is one stream without boundaries; choose head=single, {BOUNDED}"
+        )
+    for part in parts:
+        _check_needs(part, scenario)
+        if hasattr(part, "check"):
+            part.check(scenario)
+        if hasattr(part, "check_model"):
+            part.check_model(model)
+        if hasattr(model, "check"):
+            model.check(part)
+
+
+def _check_head(head: Any, scenario: Scenario) -> None:
     if isinstance(head, MultiTaskModule) and not scenario.task_labels:
         raise InputError(
             "head=multi: a head for each task needs task labels, and the scenario gives none; "
             "set scenario.task_labels=true, or head=single"
-        )
-    if getattr(strategy, "needs_task_labels", False) and not scenario.task_labels:
-        raise InputError(
-            f"strategy: {name_of(strategy)} needs task labels, and the scenario gives none; "
-            "set scenario.task_labels=true, or choose another strategy"
         )
     if (scenario.head == "levels" and not isinstance(head, Levels)) or (
         scenario.head == "single" and isinstance(head, ONE_ANSWER)
@@ -37,11 +58,14 @@ def check_fit(model: Any, head: Any, strategy: Any, scenario: Scenario) -> None:
             f"head: {type(head).__name__} gives one answer a sample, and this scenario asks for "
             f"several of each; set head={scenario.head}"
         )
-    if isinstance(head, Prototypes) and not getattr(strategy, "frozen", False):
+
+
+def _check_needs(strategy: Any, scenario: Scenario) -> None:
+    """Refuse a strategy that declares a need which the scenario does not serve."""
+    if getattr(strategy, "needs_task_labels", False) and not scenario.task_labels:
         raise InputError(
-            f"head=prototypes: {name_of(strategy)} trains the encoder, and the prototypes of "
-            "earlier experiences would be those of another; set strategy=frozen, or "
-            "head=nearest_mean"
+            f"strategy: {name_of(strategy)} needs task labels, and the scenario gives none; "
+            "set scenario.task_labels=true, or choose another strategy"
         )
     one_target = getattr(strategy, "one_target", from_avalanche(strategy))
     if scenario.head is not None and one_target:
@@ -56,14 +80,12 @@ def check_fit(model: Any, head: Any, strategy: Any, scenario: Scenario) -> None:
             f"strategy: {name_of(strategy)} keeps samples in a memory, and this scenario draws "
             "sequences anew for every batch, of ever other lengths; choose finetune, or curriculum"
         )
-    if scenario.marks:
-        check_stream(head, strategy)
-    if hasattr(strategy, "check"):
-        strategy.check(scenario)
-    if hasattr(strategy, "check_model"):
-        strategy.check_model(model)
-    if hasattr(model, "check"):
-        model.check(strategy)
+    if scenario.marks and needs_boundaries(strategy):
+        raise InputError(
+            f"strategy: {name_of(strategy)} acts where an experience begins or ends, and this "
+            "scenario is one stream without boundaries; choose finetune, replay, der or derpp, "
+            f"{BOUNDED}"
+        )
 
 
 def from_avalanche(strategy: Any) -> bool:
@@ -88,22 +110,6 @@ def needs_boundaries(strategy: Any) -> bool:
     hooks = [f"{when}_{stage}" for when in ("before", "after") for stage in stages]
     acts = any(getattr(type(strategy), h, None) is not getattr(SupervisedPlugin, h) for h in hooks)
     return getattr(strategy, "needs_boundaries", isinstance(strategy, TemplateStrategy) or acts)
-
-
-def check_stream(head: Any, strategy: Any) -> None:
-    """Refuse what has to be told where an experience ends."""
-    mend = "or a scenario with experiences, such as split_digits"
-    if needs_boundaries(strategy):
-        raise InputError(
-            f"strategy: {name_of(strategy)} acts where an experience begins or ends, and this "
-            "scenario is one stream without boundaries; choose finetune, replay, der or derpp, "
-            f"{mend}"
-        )
-    if isinstance(head, NearestMean | Prototypes):
-        raise InputError(
-            "head: the means of nearest_mean and prototypes are computed where an experience ends, "
-            f"and this scenario is one stream without boundaries; choose head=single, {mend}"
-        )
 
 
 @torch.no_grad()

@@ -6,18 +6,23 @@ from typing import Any
 
 import torch
 
+from clplat.several import parts_of
+
 
 def memory_bytes(strategy: Any, model: Any) -> int | None:
     """What a strategy holds between experiences, and the head beside its weights.
 
     None where the strategy does not say.
     """
-    beside = getattr(getattr(model, "head", None), "memory_bytes", 0)
-    if hasattr(strategy, "memory_bytes"):
-        return int(strategy.memory_bytes) + beside
-    if not hasattr(strategy, "state_dict"):
-        return None
-    return beside + sum(t.numel() * t.element_size() for t in _tensors(strategy.state_dict()))
+    total = getattr(getattr(model, "head", None), "memory_bytes", 0)
+    for part in parts_of(strategy):
+        if hasattr(part, "memory_bytes"):
+            total += int(part.memory_bytes)
+        elif hasattr(part, "state_dict"):
+            total += sum(t.numel() * t.element_size() for t in _tensors(part.state_dict()))
+        else:
+            return None
+    return total
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -22,6 +22,7 @@ ALLOWED = (
     "clplat.analysis",
     "clplat.adapter",
     "clplat.bridges",
+    "clplat.several",
     "clplat.layers",
     "strategies",
     "scenarios",

@@ -11,6 +11,8 @@ from clplat.data import held_bytes
 class Cumulative(SupervisedPlugin):
     """Goes on training the same model, on all data seen so far: replay with boundless memory."""
 
+    owns = ("the batches",)
+
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[int] = []  # places in the stream of the experiences seen, as they came

@@ -17,6 +17,7 @@ class Joint(SupervisedPlugin):
     """
 
     all_at_once = True
+    owns = ("the batches",)
     memory_bytes = 0  # of the inputs and labels of all experiences at once
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:

@@ -38,6 +38,7 @@ class LatestReplay(SupervisedPlugin):
 
     needs_boundaries = True
     keeps_samples = True
+    owns = ("the batches",)
 
     def __init__(self, experiences: int = 2, samples: int = 10):
         super().__init__()

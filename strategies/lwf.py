@@ -38,7 +38,8 @@ class LwF(SupervisedPlugin):
         self.strength, self.temperature = strength, temperature
         self.teacher: nn.Module | None = None
         self.seen: dict[int, list[int]] = {}  # classes by task
-        self._features: Tap | None = None
+        self._tap: Tap | None = None
+        self._features: Tensor | None = None  # of the batch
         self._pending: dict[str, Tensor] | None = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -47,7 +48,12 @@ class LwF(SupervisedPlugin):
             self._pending = None
         model = strategy.model
         if self.teacher is not None and is_multi_task_module(model) and hasattr(model, "encoder"):
-            self._features = Tap(model.encoder)
+            self._tap = Tap(model.encoder)
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """At once: another strategy may run the encoder again before the loss is complete."""
+        if self._tap is not None:
+            self._features = self._tap.take()
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         if self.teacher is None:
@@ -55,8 +61,9 @@ class LwF(SupervisedPlugin):
         with torch.no_grad():
             old = _by_task(self.teacher, strategy.mb_x)
         if self._features is not None:
-            features = self._features.take().to(strategy.mb_output.dtype)  # not autocast's
-            new = strategy.model.head(features, None)
+            features = self._features[: len(strategy.mb_x)]  # others' samples follow the batch
+            new = strategy.model.head(features.to(strategy.mb_output.dtype), None)  # not autocast's
+            self._features = None
         elif is_multi_task_module(strategy.model):
             new = _by_task(strategy.model, strategy.mb_x)
         else:
@@ -68,9 +75,9 @@ class LwF(SupervisedPlugin):
             strategy.loss = strategy.loss + self.strength * losses
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        if self._features is not None:
-            self._features.close()
-            self._features = None
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
         self.teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
         multi = is_multi_task_module(strategy.model)
         dataset = strategy.experience.dataset

@@ -51,6 +51,7 @@ class Replay(SupervisedPlugin):
     """
 
     needs_boundaries = False
+    owns = ("the batches",)
 
     def __init__(
         self, capacity: int, memory: str = "class_balanced", batch_size: int | None = None

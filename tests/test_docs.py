@@ -71,6 +71,19 @@ def test_the_documented_hypernetworks_run(command, tmp_path):
     assert example["model"].tasks == [0, 1]
 
 
+def test_the_documented_lists_of_strategies_run(command, tmp_path):
+    commands = write_examples(ROOT / "docs/guides/strategies.md", tmp_path)
+    one, refused, swept = (c.removeprefix("clplat ") for c in commands if "replay" in c)
+    assert command(f"{one} {QUICK}").status == 0
+    assert list(Path("runs/split_digits/replay+lwf").rglob("result.json"))
+    text = (ROOT / "docs/guides/strategies.md").read_text()
+    printed = text.partition(f"$ clplat {refused}\n")[2].partition("\n")[0]
+    assert command(refused).err == f"{printed}\n"
+    outcome = command(f"{swept} scenario.task_labels=true {QUICK}")
+    assert outcome.status == 0, outcome.err
+    assert len(list(Path("runs/split_digits/replay_lwf").rglob("result.json"))) == 3
+
+
 SIZES = {"D": 8, "H": 4, "P": 2, "N": 6, "E": 16, "n": 2, "F": 3, "W": 5, "T": 7}
 
 

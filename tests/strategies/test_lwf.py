@@ -59,6 +59,9 @@ class Watch(SupervisedPlugin):
     def before_training_exp(self, strategy, **kwargs):
         self.lwf.before_training_exp(strategy, **kwargs)
 
+    def after_forward(self, strategy, **kwargs):
+        self.lwf.after_forward(strategy, **kwargs)
+
     def before_backward(self, strategy, **kwargs):
         before = strategy.loss.detach().clone()
         self.lwf.before_backward(strategy, **kwargs)

@@ -87,8 +87,8 @@ def test_they_train_as_the_plugins_one_after_the_other(clusters, mlp, make_learn
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert several.memory is several.parts["replay"].memory
     held = [memory_bytes(part, learner.model) for part in several.parts.values()]
-    assert memory_bytes(several, learner.model) == sum(held)
-    assert min(held) > 0
+    assert memory_bytes(several, learner.model) == sum(filter(None, held))
+    assert all(held)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

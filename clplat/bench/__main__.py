@@ -5,11 +5,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ClassBalancedBuffer
 from hydra.utils import get_class
@@ -17,6 +15,7 @@ from hydra.utils import get_class
 from clplat.bench import hypernets, ops, scenarios
 from clplat.bench.data import split_floats
 from clplat.bench.loops import avalanche, bare, mlp, ours, stream
+from clplat.bench.strategies import Stopwatch, strategies
 from clplat.bench.timing import Figure, clock, in_turns, ratio
 from clplat.learner import Learner
 from clplat.quiet import hush_avalanche
@@ -101,22 +100,6 @@ def growth() -> Iterator[Figure]:
         yield Figure(label, float(slope), 10.0, "%", at_most=True)
 
 
-class Stopwatch(SupervisedPlugin):
-    """Median seconds of an iteration, for each experience."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.costs: list[float] = []
-        self._ticks: list[float] = []
-
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        self._ticks.append(clock())
-
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self.costs.append(float(np.median(np.diff(self._ticks))))
-        self._ticks = []
-
-
 def startup() -> Iterator[Figure]:
     """The time to the first word, and what the top-level import pulls in."""
 
@@ -132,7 +115,7 @@ def startup() -> Iterator[Figure]:
     yield Figure("import clplat: of torch and avalanche imported", pulled, 0, "", at_most=True)
 
 
-OF_LOOPS = (loop, online_replay, growth, startup)
+OF_LOOPS = (loop, online_replay, growth, strategies, startup)
 OF_OPS = (ops.scan, ops.memory, ops.recurrent, ops.chunked, ops.neural_memory_peak, ops.length)
 OF_SCENARIOS = (scenarios.small_steps, scenarios.n_parity, scenarios.few_shot)
 OF_HYPERNETS = (hypernets.regulariser, hypernets.subset, hypernets.mixed)

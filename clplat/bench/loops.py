@@ -1,6 +1,6 @@
 """The same training in a bare PyTorch loop, in ours, and in stock Avalanche."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -83,11 +83,17 @@ def ours(train: Any, widths: tuple[int, ...], batch_size: int, plugins: Any = ()
         yield clock() - began
 
 
-def avalanche(train: Any, widths: tuple[int, ...], batch_size: int, plugins: Any = ()) -> Contender:
-    """Avalanche's template with its accuracy metrics and no logger."""
+def avalanche(
+    train: Any,
+    widths: tuple[int, ...],
+    batch_size: int,
+    plugins: Any = (),
+    template: Callable[..., Any] = SupervisedTemplate,
+) -> Contender:
+    """Avalanche's template, or another of its loops, with its accuracy metrics and no logger."""
     model = mlp(*widths)
     metrics = accuracy_metrics(epoch=True, experience=True, stream=True)
-    strategy = SupervisedTemplate(
+    strategy = template(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
         train_mb_size=batch_size,

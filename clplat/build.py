@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from avalanche.benchmarks import EagerCLStream
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
@@ -81,7 +82,28 @@ def build_scenario(config: dict[str, Any], folders: list[Path]) -> Scenario:
     """The scenario of a resolved config; first every target of the config is looked at."""
     check_objects(config, folders)
     seed_everything(config["seed_data"])
-    return build_node(config, "scenario")
+    scenario = build_node(config, "scenario")
+    count = config["train"]["experiences"]
+    return scenario if count is None else first_experiences(scenario, count)
+
+
+def first_experiences(scenario: Scenario, count: int) -> Scenario:
+    """The scenario with its first `count` experiences alone, to train on and to evaluate on."""
+    known = len(scenario.train_stream)
+    if scenario.marks or scenario.segments or scenario.tasks:
+        raise InputError(
+            f"train.experiences={count}: this scenario is one stream, one sequence or a series of "
+            "tasks, of which no first experiences can be taken; set train.experiences=null"
+        )
+    if count > known:
+        raise InputError(
+            f"train.experiences={count}: the scenario has {known}; lower it, or set it to null "
+            "for all"
+        )
+    for name in ("train_stream", "test_stream"):
+        stream = getattr(scenario, name)
+        setattr(scenario, name, EagerCLStream(stream.name, [stream[k] for k in range(count)]))
+    return scenario
 
 
 def build_encoder(config: dict[str, Any], scenario: Scenario) -> Any:

@@ -20,7 +20,7 @@ KEYS: dict[str, tuple[str, ...]] = {  # all that config.yaml has beside the grou
         *SEEDS,
         *("device", "precision", "threads", "compile", *PLACES, "train", "eval", "data"),
     ),
-    "train": ("epochs", "batch_size", "grad_clip", "accumulate"),
+    "train": ("epochs", "batch_size", "grad_clip", "accumulate", "experiences"),
     "eval": ("batch_size", "every"),
     "data": ("resident_gigabytes", "workers"),
 }
@@ -89,6 +89,7 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
         "threads",
     ):
         _number(config, key, 1, whole=True)
+    _number(config, "train.experiences", 1, whole=True, optional=True)
     _number(config, "train.grad_clip", 0, above=True, optional=True)
     _number(config, "eval.every", 1, whole=True, optional=True)
     _number(config, "data.resident_gigabytes", 0)

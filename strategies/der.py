@@ -28,6 +28,8 @@ class DER(SupervisedPlugin):
     through the model in one pass; `batch_size` is that of a draw, the loop's own by default.
     """
 
+    owns = ("the forward pass",)
+
     def __init__(
         self,
         capacity: int,

@@ -1,5 +1,6 @@
 """A pre-trained causal language model of the package transformers as a backbone."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clplat.errors import InputError
+from clplat.errors import InputError, at_least
 
-TRAINABLE = ("all", "head")
+TRAINABLE = ("all", "head", "lora")
 
 
 def _pretrained(path: str) -> Any:
@@ -52,24 +53,46 @@ def _pretrained(path: str) -> Any:
     return model.base_model
 
 
+def _add_lora(model: nn.Module, rank: int) -> None:
+    """Give all linear layers of a model a low-rank change, 0 at first, that is trained instead.
+
+    Hu et al. 2022 (LoRA), scaled by 2 (alpha = 2 rank), without dropout.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise InputError(
+            "backbone.trainable=lora: needs the package peft, which is not installed; "
+            "pip install 'clplat[text]'"
+        ) from error
+    with warnings.catch_warnings():  # of layers whose weights lie transposed, as GPT-2's do
+        warnings.simplefilter("ignore")
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        inject_adapter_in_model(config, model)
+
+
 class CausalLM(nn.Module):
     """Tokens (B, T) to the last hidden states (B, T, width) of a pre-trained model.
 
-    `path`: a folder with config.json and *.safetensors. `trainable`: "all", or "head", so that the
-    language model stays as it is. Its own output layer is left out; the platform's head follows.
+    `path`: a folder with config.json and *.safetensors. `trainable`: "all"; "head", so that the
+    language model stays as it is; or "lora", adapters of `rank` at its linear layers. Its own
+    output layer is left out; the platform's head follows.
     InputError: no such folder, no safetensors, code that would have to be fetched, more tokens
     than the model has positions for.
     """
 
     pretrained = True
 
-    def __init__(self, input_shape: Sequence[int], path: str, trainable: str = "all"):
+    def __init__(
+        self, input_shape: Sequence[int], path: str, trainable: str = "all", rank: int = 8
+    ):
         super().__init__()
         if trainable not in TRAINABLE:
             raise InputError(
                 f"backbone.trainable={trainable}: expected one of {', '.join(TRAINABLE)}; choose "
                 "one of these"
             )
+        at_least("backbone", 1, rank=rank)
         if len(input_shape) != 1:
             raise InputError(
                 f"backbone=causal_lm: reads tokens (T,), and the scenario gives "
@@ -85,6 +108,8 @@ class CausalLM(nn.Module):
             )
         self.path, self.width = path, config.hidden_size
         self.model.requires_grad_(trainable == "all")
+        if trainable == "lora":
+            _add_lora(self.model, rank)
 
     def train(self, mode: bool = True) -> "CausalLM":
         """Without dropout in a language model that stays as it is."""

@@ -69,13 +69,13 @@ def test_weights_saved_in_half_precision_are_trained_in_single(llama, tmp_path):
     assert {p.dtype for p in encoder.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("trainable", ["all", "head"])
+@pytest.mark.parametrize("trainable", ["all", "head", "lora"])
 def test_steps_lower_the_loss_and_train_what_they_should(llama, trainable):
-    encoder = CausalLM((8,), llama[1], trainable=trainable)
     torch.manual_seed(0)
+    encoder = CausalLM((8,), llama[1], trainable=trainable)
     model = classifier(encoder, single(encoder.width, KINDS))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
     rows, losses = tokens(4, 9), []
     for _ in range(5):
         logits = model(rows[:, :-1])
@@ -88,7 +88,56 @@ def test_steps_lower_the_loss_and_train_what_they_should(llama, trainable):
     assert losses[-1] < losses[0] - 0.01
     moved = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
     assert {"head.weight", "head.bias"} <= moved
-    assert any(name.startswith("encoder") for name in moved) == (trainable == "all")
+    inner = {name for name in moved if name.startswith("encoder")}
+    assert bool(inner) == (trainable != "head")
+    if trainable == "lora":
+        assert all(".lora_" in name for name in inner)
+
+
+def test_adapters_change_nothing_at_first_and_are_few(llama):
+    encoder, x = CausalLM((9,), llama[1], "lora", rank=3).eval(), tokens(3, 9)
+    plain = CausalLM((9,), llama[1]).eval()
+    assert torch.equal(encoder(x), plain(x))
+    trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    linear = [m for m in plain.modules() if isinstance(m, nn.Linear)]
+    assert trained == sum(3 * (m.in_features + m.out_features) for m in linear)
+
+
+def test_a_moved_adapter_adds_twice_its_product(llama):
+    encoder, plain = CausalLM((9,), llama[1], "lora", rank=3), CausalLM((9,), llama[1])
+    adapted = encoder.model.layers[0].mlp.up_proj
+    a, b = (getattr(adapted, f"lora_{side}")["default"].weight for side in "AB")
+    with torch.no_grad():
+        b.normal_(generator=torch.Generator().manual_seed(2))
+        x, weight = torch.randn(4, 12), plain.model.layers[0].mlp.up_proj.weight
+        torch.testing.assert_close(adapted(x), x @ (weight + 2 * b @ a).T)
+
+
+def test_adapters_of_layers_that_lie_transposed(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=KINDS, n_embd=12, n_layer=1, n_head=3, n_positions=16
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    encoder, x = CausalLM((9,), str(tmp_path), "lora").eval(), tokens(2, 9)
+    assert torch.equal(encoder(x), CausalLM((9,), str(tmp_path)).eval()(x))
+    assert any(p.requires_grad for p in encoder.parameters())
+
+
+def test_the_same_seed_draws_the_same_adapters(llama):
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(CausalLM((9,), llama[1], "lora").state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_missing_adapters_are_told(llama, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(
+        InputError, match=r"trainable=lora: needs the package peft.*'clplat\[text\]'"
+    ):
+        CausalLM((9,), llama[1], "lora")
 
 
 def test_pickled_weights_are_refused(llama, tmp_path):
@@ -139,7 +188,12 @@ def test_tokens_it_does_not_know_are_told(llama):
             {},
             r"backbone=causal_lm: reads tokens \(T,\), and the scenario gives \(3, 8, ",
         ),
-        ((9,), {"trainable": "none"}, "backbone.trainable=none: expected one of all, head; choose"),
+        ((9,), {"rank": 0}, "backbone.rank=0: expected at least 1; raise it"),
+        (
+            (9,),
+            {"trainable": "none"},
+            "backbone.trainable=none: expected one of all, head, lora; choose",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(llama, shape, settings, message):
@@ -153,7 +207,9 @@ def test_a_missing_package_is_told(llama, monkeypatch):
         CausalLM((9,), llama[1])
 
 
-@pytest.mark.parametrize("strategy", ["finetune backbone.trainable=head", "derpp"])
+@pytest.mark.parametrize(
+    "strategy", ["finetune backbone.trainable=head", "derpp", "gere backbone.trainable=lora"]
+)
 def test_a_run_trains_it_on_texts(llama, command, strategy):
     sizes = "scenario.window=16 scenario.samples=16 scenario.test_samples=4 train.epochs=1"
     model = f"backbone=causal_lm backbone.path={llama[1]}"

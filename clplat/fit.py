@@ -9,6 +9,7 @@ from avalanche.models.dynamic_modules import MultiTaskModule
 from clplat.adapter import TemplateStrategy
 from clplat.backbones.heads import Cosine, Growing, Multi, NearestMean
 from clplat.backbones.levels import Levels
+from clplat.backbones.local_similarity import LocalSimilarity
 from clplat.backbones.prototypes import Prototypes
 from clplat.backbones.sequence import SequenceModel
 from clplat.drawn import drawn_data
@@ -17,7 +18,14 @@ from clplat.scenario import Scenario
 from clplat.several import parts_of
 
 BOUNDED = "or a scenario with experiences, such as split_digits"
-ONE_ANSWER = (Multi, Growing, Cosine, NearestMean, Prototypes)  # heads for one target a sample
+ONE_ANSWER = (
+    Multi,
+    Growing,
+    Cosine,
+    LocalSimilarity,
+    NearestMean,
+    Prototypes,
+)  # heads for one target a sample
 
 
 def check_fit(model: Any, head: Any, strategy: Any, scenario: Scenario) -> None:

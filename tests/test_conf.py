@@ -37,6 +37,7 @@ COMPANIONS = {
     "head=prototypes": ("strategy=frozen",),
     "hypernet=kernels": ("backbone=convnet",),
     "strategy=gere": ("scenario=text", *TOKENS, "backbone.vocabulary=256", "head=single"),
+    "strategy=podnet": ("backbone=convnet",),
     "strategy=several": ("+strategy@strategy.replay=replay", "+strategy@strategy.lwf=lwf"),
     "scenario=text": (*TOKENS, "backbone.vocabulary=256"),
     "scenario=recall": (*TOKENS, "backbone.vocabulary=129"),

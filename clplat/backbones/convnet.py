@@ -28,5 +28,10 @@ class ConvNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.width = channels[-1]
 
+    @property
+    def stage_outputs(self) -> list[nn.Module]:
+        """Modules whose outputs are the stages', (B, C, H, W)."""
+        return list(self.stages)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.stages(x).mean((2, 3))

@@ -19,10 +19,12 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
+        self.before_relu = nn.Identity()  # where the sum can be tapped
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first_norm(self.first(x)).relu()
-        return (self.second_norm(self.second(hidden)) + self.shortcut(x)).relu()
+        y = self.second_norm(self.second(hidden)) + self.shortcut(x)
+        return self.before_relu(y).relu()
 
 
 class ResNet(nn.Module):
@@ -53,6 +55,11 @@ class ResNet(nn.Module):
             before = after
         self.stages = nn.Sequential(*stages)
         self.width = before
+
+    @property
+    def stage_outputs(self) -> list[nn.Module]:
+        """Modules whose outputs (B, C, H, W) are the stages', before the last ReLU of each."""
+        return [stage[-1].before_relu for stage in self.stages]  # type: ignore[index]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stages(self.stem(x)).mean((2, 3))

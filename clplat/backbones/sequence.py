@@ -28,11 +28,12 @@ class Block(nn.Module):
                 nn.Linear(expansion * width, width),
                 nn.Dropout(dropout),
             )
+        self.output = nn.Identity()  # where the sequence, without the state, can be tapped
 
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
         y, state = self.layer(self.norm(x), state)
         x = x + self.dropout(y)
-        return (x if self.perceptron is None else x + self.perceptron(x)), state
+        return self.output(x if self.perceptron is None else x + self.perceptron(x)), state
 
 
 class SequenceModel(nn.Module):
@@ -71,6 +72,11 @@ class SequenceModel(nn.Module):
             Block(layers[k % len(layers)](width), width, expansion, dropout) for k in range(depth)
         )
         self.norm = RMSNorm(width)
+
+    @property
+    def stage_outputs(self) -> list[nn.Module]:
+        """Modules whose outputs are the blocks', (B, T, width)."""
+        return [block.output for block in self.blocks]  # type: ignore[misc]
 
     def _input(self, vocabulary: int | None) -> nn.Module:
         dims = len(self.input_shape)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clplat.errors import InputError, at_least
+from clplat.grown import leading
 from clplat.layers.layer import Layer
 from clplat.layers.recurrent import GRU, LSTM, SLSTM, LeakyRNN, reading
 from hypernets.chunked import clipped
@@ -131,7 +132,7 @@ class RNN(nn.Module):
         for axis in reversed(axes):  # the gates' units lie behind each other
             split: list[int] = [gates, -1]
             before, view = before.unflatten(axis, split), view.unflatten(axis, split)
-        view[tuple(slice(size) for size in before.shape)] = before
+        leading(view, before).copy_(before)
         return after
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:  # type: ignore[override]

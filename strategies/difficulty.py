@@ -17,20 +17,18 @@ from clplat.batches import Batches, prepared
 from clplat.data import Columns, tensors_of
 from clplat.errors import InputError
 from clplat.learner import PRECISIONS, Learner
+from clplat.modes import in_evaluation
 
 
 @torch.no_grad()
 def losses_of(loop: Any, columns: Columns) -> Tensor:
     """Cross-entropy of each sample (N,) under a loop's model in evaluation mode, on the CPU."""
-    kept, modes = loop.mbatch, {module: module.training for module in loop.model.modules()}
-    loop.model.eval()
-    losses = []
-    for x, y, task in Batches(columns, loop.eval_mb_size):
-        loop.mbatch = [prepared(loop, x, training=False), y, task]
-        losses.append(cross_entropy(loop.forward().float(), y, reduction="none"))
+    kept, losses = loop.mbatch, []
+    with in_evaluation(loop.model):
+        for x, y, task in Batches(columns, loop.eval_mb_size):
+            loop.mbatch = [prepared(loop, x, training=False), y, task]
+            losses.append(cross_entropy(loop.forward().float(), y, reduction="none"))
     loop.mbatch = kept
-    for module, training in modes.items():
-        module.training = training
     return torch.cat(losses).cpu()
 
 

@@ -17,9 +17,8 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from clplat.backbones.heads import MASKED
-from clplat.batches import stored_inputs
 from clplat.errors import InputError
-from strategies.replay import Replay, WithMemory
+from strategies.replay import Replay, WithMemory, fresh_samples
 
 
 def first_pass(strategy: Any) -> bool:
@@ -87,8 +86,7 @@ class ERACE(SupervisedPlugin):
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         if first_pass(strategy):
-            columns = (stored_inputs(strategy), strategy.mb_y, strategy.mb_task_id)
-            self.memory.add(*(column[: strategy.dataloader.fresh] for column in columns))
+            self.memory.add(*fresh_samples(strategy))
 
     def state_dict(self) -> dict[str, Any]:
         return {"memory": self.memory.state_dict(), "seen": self.seen}

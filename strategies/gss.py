@@ -26,15 +26,15 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from clplat.batches import prepared, stored_inputs
+from clplat.batches import prepared
 from clplat.data import Columns
 from clplat.errors import at_least
 from clplat.memory import Array, Memory
-from strategies import importance
+from clplat.modes import in_evaluation
 from strategies.er_ace import first_pass
-from strategies.importance import Weights
-from strategies.mir import in_evaluation, sample_losses
-from strategies.replay import WithMemory
+from strategies.importance import Weights, at_a_time
+from strategies.mir import sample_losses
+from strategies.replay import WithMemory, fresh_samples
 
 LEAST = 1e-6  # of a score: held samples of score 0 could not be drawn
 
@@ -68,10 +68,9 @@ def one_by_one(model: nn.Module, batch: Columns) -> Iterator[tuple[Tensor, Tenso
 
 
 def vectorised(model: nn.Module, batch: Columns) -> Iterator[tuple[Tensor, Tensor]]:
-    """As `one_by_one`, as many at a time as `importance.CHUNK_BYTES` allows."""
+    """As `one_by_one`, as many at a time as memory allows."""
     x, y, tasks = batch
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    chunk = max(1, importance.CHUNK_BYTES // (4 * sum(w.numel() for w in weights.values())))
     multi = is_multi_task_module(model)
     # Task by task: inside vmap no head can be chosen by a sample's label.
     for task in tasks.unique().tolist() if multi else [0]:
@@ -81,7 +80,7 @@ def vectorised(model: nn.Module, batch: Columns) -> Iterator[tuple[Tensor, Tenso
 
         per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
         rows = (tasks == task).nonzero()[:, 0] if multi else torch.arange(len(y), device=y.device)
-        for places in rows.split(chunk):
+        for places in rows.split(at_a_time(weights)):
             gradients = per_sample(weights, x[places], y[places])
             yield places, torch.cat([g.flatten(1) for g in gradients.values()], 1)
 
@@ -230,8 +229,7 @@ class GSS(SupervisedPlugin):
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         if first_pass(strategy):
-            columns = (stored_inputs(strategy), strategy.mb_y, strategy.mb_task_id)
-            stored = [column[: strategy.dataloader.fresh] for column in columns]
+            stored = fresh_samples(strategy)
             with in_evaluation(strategy.model):
                 scores = self._scores(strategy, stored)
             self._admit(stored, scores.double().cpu())

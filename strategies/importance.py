@@ -15,6 +15,11 @@ OfBatch = Callable[[nn.Module, Weights, Tensor, Tensor, int], Weights]  # model,
 CHUNK_BYTES = 2**28  # of per-sample gradients at a time
 
 
+def at_a_time(weights: Weights) -> int:
+    """Of how many samples the gradients fit into `CHUNK_BYTES`, at least 1."""
+    return max(1, CHUNK_BYTES // (4 * sum(w.numel() for w in weights.values())))
+
+
 def mean_importance(
     model: nn.Module, batches: Iterable[Columns], of_batch: OfBatch, whole: bool, key: str
 ) -> Weights:
@@ -28,7 +33,7 @@ def mean_importance(
     model.eval()
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(w) for name, w in weights.items()}
-    chunk = max(1, CHUNK_BYTES // (4 * sum(w.numel() for w in weights.values())))
+    chunk = at_a_time(weights)
     count = 0
     for x, y, tasks in batches:
         for task in tasks.unique().tolist():

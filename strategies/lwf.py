@@ -9,6 +9,7 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
 from clplat.errors import InputError
+from clplat.grown import leading
 from clplat.taps import Tap
 
 
@@ -102,5 +103,5 @@ def _copy_with(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     for name, tensor in teacher.state_dict().items():
         if name in state:
-            tensor[tuple(slice(n) for n in state[name].shape)] = state[name]
+            leading(tensor, state[name]).copy_(state[name])
     return teacher

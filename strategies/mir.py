@@ -11,8 +11,7 @@ them in training mode, so that candidates move the statistics of batch norm. The
 over the batch and what is replayed, as in the paper's algorithm; the code adds two means.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,22 +23,11 @@ from torch.nn.functional import cross_entropy
 
 from clplat.data import Columns
 from clplat.errors import InputError, at_least
+from clplat.modes import in_evaluation
 from strategies.importance import Weights
 from strategies.replay import Replay, WithMemory
 
 Moving = tuple[Tensor, float]  # a parameter and the rate of its step
-
-
-@contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode; then every module in its own mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def sample_losses(

@@ -39,6 +39,12 @@ class WithMemory:
             yield [torch.cat([b, d.to(b.device)]) for b, d in zip(batch, drawn, strict=True)]
 
 
+def fresh_samples(strategy: Any) -> Columns:
+    """The batch's `[x, y, task]` as stored, without what was joined to it from a memory."""
+    columns = (stored_inputs(strategy), strategy.mb_y, strategy.mb_task_id)
+    return [column[: strategy.dataloader.fresh] for column in columns]
+
+
 class Replay(SupervisedPlugin):
     """From the second experience on, each batch is joined by as many samples of the memory.
 
@@ -92,8 +98,7 @@ class Replay(SupervisedPlugin):
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         if ordered(strategy):
-            columns = (stored_inputs(strategy), strategy.mb_y, strategy.mb_task_id)
-            self.memory.add(*(column[: strategy.dataloader.fresh] for column in columns))
+            self.memory.add(*fresh_samples(strategy))
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if ordered(strategy):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clplat.batches import prepared
 from clplat.errors import InputError
+from clplat.modes import in_evaluation
 from clplat.taps import Tap
 
 
@@ -30,16 +31,14 @@ def last_states(strategy: Any, columns: list[Tensor]) -> Tensor:
     InputError: an encoder that does not answer at every position.
     """
     model, batch = strategy.model, strategy.mbatch
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    parts = zip(*(column.split(strategy.eval_mb_size) for column in columns), strict=True)
     tap, found = Tap(model.encoder), []
-    for x, *more in zip(*(column.split(strategy.eval_mb_size) for column in columns), strict=True):
-        strategy.mbatch = [prepared(strategy, x, False), *more]
-        strategy.forward()
-        found.append(tap.take())
+    with in_evaluation(model):
+        for x, *more in parts:
+            strategy.mbatch = [prepared(strategy, x, False), *more]
+            strategy.forward()
+            found.append(tap.take())
     tap.close()
-    for module, training in modes.items():
-        module.training = training
     strategy.mbatch = batch
     if found[0].ndim != 3:
         raise InputError(

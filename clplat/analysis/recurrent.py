@@ -1,7 +1,6 @@
 """The analyses of recurrent networks that learn ever longer memories (Khajehabdollahi et al.)."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -19,6 +18,7 @@ from clplat.data import Columns
 from clplat.errors import InputError, at_least
 from clplat.evaluation import Score
 from clplat.layers.recurrent import LeakyRNN
+from clplat.modes import in_evaluation
 
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # of the units that are silenced
 NOISE = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)  # deviations, relative to that of the weights
@@ -27,19 +27,6 @@ BATCHES = 8  # that an accuracy is measured on: as many lengths of strings
 LONG_BATCHES = 2  # of them, where the strings are lengthened, which takes most of the time
 
 Measured = dict[str, float | Tensor]
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Without gradients and in evaluation mode; then every module in its own mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 class RecurrentAnalysis:
@@ -97,7 +84,7 @@ class RecurrentAnalysis:
     def after_experience(self, learner: Any, index: int) -> Measured:
         """Time constants and the mean recurrent weight: what is cheap."""
         self.check(learner.model)
-        with _in_evaluation(learner.model):
+        with torch.no_grad(), in_evaluation(learner.model):
             encoder = learner.model.encoder
             return _of_network(encoder, self._time_constants(encoder, self.steps // 10))
 
@@ -117,7 +104,7 @@ class RecurrentAnalysis:
         """
         model, encoder = learner.model, learner.model.encoder
         self.check(model)
-        with _in_evaluation(model):
+        with torch.no_grad(), in_evaluation(model):
             levels = [self._batches(learner, experience) for experience in scenario.test_stream]
             scores = [mean_score(model, batches, scenario.score) for batches in levels]
             solved = [k for k, score in enumerate(scores) if score > self.solved]

@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity, linear
 
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
+from clplat.modes import in_evaluation
 from strategies import gss, importance
 from strategies.gss import (
     GSS,
@@ -24,7 +25,6 @@ from strategies.gss import (
     replacements,
     vectorised,
 )
-from strategies.mir import in_evaluation
 from tests.strategies.test_ewc import some_batches
 from tests.strategies.test_mas import Opaque, train_in_float64
 from tests.strategies.test_mir import as_stream, hand_over_and_compare

@@ -11,8 +11,9 @@ from torch import nn
 
 from clplat.batches import experience_batches
 from clplat.errors import InputError
+from clplat.modes import in_evaluation
 from clplat.prepare import Prepare
-from strategies.mir import MIR, in_evaluation, interference
+from strategies.mir import MIR, interference
 from strategies.replay import Replay
 from tests.strategies.test_ewc import some_batches
 from tests.strategies.test_mas import train_in_float64

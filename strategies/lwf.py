@@ -14,13 +14,12 @@ from clplat.taps import Tap
 
 
 def distillation(logits: Tensor, old_logits: Tensor, temperature: float) -> Tensor:
-    """KL(old || new) of softmax at a temperature, mean over samples (Hinton et al. 2015).
+    """Cross-entropy of new answers with the old at a temperature, mean over samples, the paper's.
 
-    The old answers do not depend on the new weights, so its gradient is the cross-entropy's.
+    KL(old || new) plus the entropy of the old answers, which no weight of the new model changes.
     """
-    new = (logits / temperature).log_softmax(1)
-    old = (old_logits / temperature).log_softmax(1)
-    return nn.functional.kl_div(new, old, reduction="batchmean", log_target=True)
+    old = (old_logits / temperature).softmax(1)
+    return nn.functional.cross_entropy(logits / temperature, old)
 
 
 class LwF(SupervisedPlugin):
@@ -39,6 +38,7 @@ class LwF(SupervisedPlugin):
         self.strength, self.temperature = strength, temperature
         self.teacher: nn.Module | None = None
         self.seen: dict[int, list[int]] = {}  # classes by task
+        self._columns: dict[int, Tensor] = {}  # of the logits, those of `seen`
         self._tap: Tap | None = None
         self._features: Tensor | None = None  # of the batch
         self._pending: dict[str, Tensor] | None = None
@@ -48,6 +48,10 @@ class LwF(SupervisedPlugin):
             self.teacher = _copy_with(strategy.model, self._pending)
             self._pending = None
         model = strategy.model
+        self._columns = {
+            task: torch.tensor(classes, device=strategy.device)
+            for task, classes in self.seen.items()
+        }
         if self.teacher is not None and is_multi_task_module(model) and hasattr(model, "encoder"):
             self._tap = Tap(model.encoder)
 
@@ -69,11 +73,10 @@ class LwF(SupervisedPlugin):
             new = _by_task(strategy.model, strategy.mb_x)
         else:
             new = {0: strategy.mb_output}
-        for task, classes in self.seen.items():
-            losses = distillation(
-                new[task][:, classes].float(), old[task][:, classes], self.temperature
-            )
-            strategy.loss = strategy.loss + self.strength * losses
+        for task, columns in self._columns.items():
+            pair = (logits[task].index_select(1, columns).float() for logits in (new, old))
+            distilled = distillation(*pair, self.temperature)
+            strategy.loss = strategy.loss.add(distilled, alpha=self.strength)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if self._tap is not None:

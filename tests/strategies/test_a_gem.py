@@ -240,20 +240,6 @@ def test_updates_that_are_not_finite_are_left_to_the_scaler(clusters, mlp, make_
     assert all(p.isfinite().all() for p in learner.model.parameters())
 
 
-def test_it_trains_the_same_in_avalanches_own_loop(
-    avalanche_clusters, mlp, make_learner, make_template, weights
-):
-    benchmark, models = avalanche_clusters(), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(mlp(), AGEM(20, batch_size=6))
-        torch.manual_seed(4)
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name])
-
-
 @pytest.mark.parametrize("policy", ["class_balanced", "herding"])
 @pytest.mark.parametrize("head", ["single", "growing", "multi"])
 def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare, head, policy):

@@ -154,21 +154,6 @@ def test_it_remembers(clusters, mlp, make_learner):
     assert min(learner.eval(scenario.test_stream)) > 0.5  # fine-tuning ends at 0 on the first two
 
 
-@pytest.mark.parametrize("model", ["single", "growing"])
-def test_it_trains_the_same_in_avalanches_own_loop(
-    avalanche_clusters, mlp, make_learner, make_template, weights, model
-):
-    benchmark, models = avalanche_clusters(), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(mlp(model), ERACE(20, batch_size=5))
-        torch.manual_seed(4)
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name])
-
-
 def test_outputs_that_an_avalanche_head_gains_are_not_seen_yet():
     ace, seen = ERACE(10), []
 

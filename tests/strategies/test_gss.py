@@ -362,20 +362,6 @@ def test_it_remembers(clusters, mlp, make_learner):
     assert sum(learner.eval(scenario.test_stream)[:2]) > 0.8  # fine-tuning ends at 0
 
 
-def test_it_trains_the_same_in_avalanches_own_loop(
-    avalanche_clusters, mlp, make_learner, make_template, weights
-):
-    benchmark, models = avalanche_clusters(), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(mlp(), GSS(20, 2, batch_size=6))
-        torch.manual_seed(4)
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name])
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_computes_scores_in_full(clusters, mlp, make_learner, precision):
     ours = GSS(21)

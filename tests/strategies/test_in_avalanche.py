@@ -9,13 +9,20 @@ from avalanche.models import IncrementalClassifier, MTSimpleMLP, SimpleMLP
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
+from strategies.a_gem import AGEM
 from strategies.cumulative import Cumulative
 from strategies.der import DER
+from strategies.er_ace import ERACE
 from strategies.ewc import EWC
 from strategies.finetune import FineTune
+from strategies.gss import GSS
 from strategies.joint import Joint
 from strategies.lwf import LwF
+from strategies.mas import MAS
+from strategies.mir import MIR
 from strategies.replay import Replay
+from strategies.rwalk import RWalk
+from strategies.si import SynapticIntelligence
 
 STRATEGIES = {
     "finetune": FineTune,
@@ -29,6 +36,13 @@ STRATEGIES = {
     "LwF": lambda: LwF(2.0),
     "DER": lambda: DER(30, alpha=1.0, beta=0.0),
     "DER++": lambda: DER(30, alpha=1.0, beta=0.5),
+    "MAS": lambda: MAS(0.05),
+    "SI": lambda: SynapticIntelligence(0.5),
+    "RWalk": lambda: RWalk(0.5),
+    "MIR": lambda: MIR(20, candidates=12, batch_size=5),
+    "GSS": lambda: GSS(20, 2, batch_size=5),
+    "ER-ACE": lambda: ERACE(20, batch_size=5),
+    "A-GEM": lambda: AGEM(20, batch_size=5),
 }
 
 

@@ -189,19 +189,6 @@ def test_mixed_precision_trains_nearly_as_full_precision(clusters, mlp, make_lea
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)
 
 
-def test_it_trains_the_same_in_avalanches_own_loop(
-    avalanche_clusters, mlp, make_learner, make_template, weights
-):
-    benchmark, models = avalanche_clusters(), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(mlp(), MAS(0.05))
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name])
-
-
 @pytest.mark.parametrize("head", ["single", "growing", "multi"])
 def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare, head):
     strategy, _ = resume_and_compare(lambda: MAS(0.05), head)

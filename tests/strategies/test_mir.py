@@ -185,20 +185,6 @@ def test_it_chooses_as_avalanches_plugin(clusters, mlp, make_learner, weights, h
         torch.testing.assert_close(models[0][name], models[1][name])
 
 
-def test_it_trains_the_same_in_avalanches_own_loop(
-    avalanche_clusters, mlp, make_learner, make_template, weights
-):
-    benchmark, models = avalanche_clusters(), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(mlp(), MIR(20, candidates=12, batch_size=4))
-        torch.manual_seed(4)
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name])
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_trains_nearly_as_full_precision(clusters, mlp, make_learner, precision):
     models = []

@@ -175,19 +175,6 @@ def test_an_update_that_the_scaler_skips_counts_in_nothing(clusters, mlp, make_l
     assert all(p.isfinite().all() for p in learner.model.parameters())
 
 
-def test_it_trains_the_same_in_avalanches_own_loop(
-    avalanche_clusters, mlp, make_learner, make_template, weights
-):
-    benchmark, models = avalanche_clusters(), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(mlp(), RWalk(0.5, 0.3, 2))
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name], rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -194,19 +194,6 @@ def test_with_a_scaler_the_path_is_that_without(clusters, mlp, make_learner):
         torch.testing.assert_close(found[1][name], value, rtol=0.05, atol=0.01)
 
 
-def test_it_trains_the_same_in_avalanches_own_loop(
-    avalanche_clusters, mlp, make_learner, make_template, weights
-):
-    benchmark, models = avalanche_clusters(), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(mlp(), SynapticIntelligence(2.0))
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name])
-
-
 def test_a_model_that_grows_after_the_last_update_is_held_where_it_was(clusters, mlp, make_learner):
     class Widen(SupervisedPlugin):
         def after_training_epoch(self, strategy, **kwargs):

@@ -46,10 +46,28 @@ def of_classes(data: tuple[Tensor, Tensor], classes: Tensor, first: int) -> tupl
     return x[mine], label[y.long()][mine]
 
 
+def some_of_each(
+    data: tuple[Tensor, Tensor], samples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """`samples` random ones of each class, in the order that they had."""
+    x, y = data
+    least = int(torch.unique(y, return_counts=True)[1].min())
+    if not 1 <= samples <= least:
+        raise InputError(
+            f"scenario.samples_per_class={samples}: expected 1 to {least}, what there is of every "
+            "class; null takes all"
+        )
+    mixed = torch.randperm(len(y), generator=generator)
+    drawn = [mixed[y[mixed] == label][:samples] for label in y.unique()]
+    places = torch.cat(drawn).sort().values
+    return x[places], y[places]
+
+
 def split(
     source: str,
     experiences: int = 5,
     classes_per_experience: int | Sequence[int] | None = None,
+    samples_per_class: int | None = None,
     task_labels: bool = False,
     shuffle_classes: bool = True,
     normalise: bool = False,
@@ -62,7 +80,8 @@ def split(
     """Each experience brings classes of its own.
 
     Labels are numbered in the order of appearance: experience 0 has 0..k-1, the next has k.. and
-    so on; `scenario.class_order` gives the source's class behind each label. `seed` sets the order.
+    so on; `scenario.class_order` gives the source's class behind each label. `seed` sets the order,
+    and which `samples_per_class` of the training images there are.
     """
     data = load(source, download, validation)
     counts = class_counts(data.classes, experiences, classes_per_experience)
@@ -76,5 +95,7 @@ def split(
         [of_classes(part, c, f) for c, f in zip(order.split(counts), firsts, strict=True)]
         for part in (data.train, data.test)
     )
+    if samples_per_class is not None:
+        train = [some_of_each(part, samples_per_class, generator) for part in train]
     prepare = make_prepare(data, normalise, crop, flip)
     return make_scenario(train, test, len(order), task_labels, prepare, order.tolist())

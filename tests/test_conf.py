@@ -188,10 +188,19 @@ def test_the_check_knows_every_key_of_the_config_file_and_no_other():
 
 
 @pytest.mark.parametrize("name", files("experiment"))
-def test_every_experiment_composes(name):
+def test_every_experiment_composes_with_what_it_sweeps_over(name):
     with initialize_config_module("clplat.conf", version_base="1.3"):
         node = compose("config", overrides=[f"experiment={name}"], return_hydra_config=True)
-    assert node.hydra.sweeper.params.seed == "0,1,2"
+        swept = node.hydra.sweeper.params
+        tunes = name.startswith("tune/")
+        assert swept.seed == ("10,11" if tunes else "0,1,2")
+        for place in (0, -1):
+            chosen = [f"{key}={str(values).split(',')[place]}" for key, values in swept.items()]
+            node = compose("config", overrides=[f"experiment={name}", *chosen, "out=runs"])
+            config: Any = OmegaConf.to_container(node, resolve=True)
+            check(config, [])
+            assert config["train"]["experiences"] == (2 if tunes else None)
+            assert bool(config["scenario"].get("validation")) == tunes
 
 
 def test_every_key_has_a_comment_and_every_file_says_what_it_is():

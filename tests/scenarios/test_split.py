@@ -203,3 +203,35 @@ def test_digits_split_in_five_have_two_classes_each_and_all_samples():
     assert [len(e.classes_in_this_experience) for e in scenario.train_stream] == [2] * 5
     assert sum(len(e.dataset) for e in scenario.train_stream) == len(source.train[1])
     assert sum(len(e.dataset) for e in scenario.test_stream) == len(source.test[1])
+
+
+# --- a few of each class -------------------------------------------------------------------------
+
+
+def test_a_few_of_each_class_are_drawn_by_the_seed():
+    whole, few, again, other = (
+        columns(
+            split(
+                "made_up", 3, samples_per_class=samples, seed=seed, shuffle_classes=False
+            ).train_stream
+        )
+        for samples, seed in ((None, 0), (2, 0), (2, 0), (2, 1))
+    )
+    for parts in zip(whole, few, again, strict=True):
+        (x, y, _), (drawn, labels, _), (same, _, _) = parts
+        assert Counter(labels.tolist()) == dict.fromkeys(y.unique().tolist(), 2)
+        numbers = [int(image[0, 0, 0]) for image in drawn]
+        assert numbers == [n for n in (int(i[0, 0, 0]) for i in x) if n in numbers]  # in order
+        assert len(set(numbers)) == len(numbers)
+        assert torch.equal(drawn, same)
+    assert any(not torch.equal(a[0], b[0]) for a, b in zip(few, other, strict=True))
+
+
+@pytest.mark.parametrize("samples", [0, 3])
+def test_more_of_each_class_than_there_are_is_refused(samples):
+    with pytest.raises(InputError) as error:
+        split("made_up", samples_per_class=samples)
+    assert str(error.value) == (
+        f"scenario.samples_per_class={samples}: expected 1 to 2, what there is of every class; "
+        "null takes all"
+    )

@@ -129,11 +129,19 @@ def pretrain(
     return encoder.state_dict()
 
 
-def build_analysis(config: dict[str, Any], learner: Any) -> Any:
+def build_analysis(config: dict[str, Any], learner: Any, scenario: Scenario) -> Any:
     """What looks at the network after each experience and at the end; None: nothing does."""
     analysis = build_node(config, "analysis")
-    if analysis is not None:
-        analysis.check(learner.model)
+    if analysis is None:
+        return None
+    if not isinstance(learner, Learner):
+        raise InputError(
+            "analysis: it looks into a loop of ours, and this strategy brings one of Avalanche's; "
+            "choose a strategy of ours, or analysis=none"
+        )
+    analysis.check(learner.model)
+    if hasattr(analysis, "check_scenario"):
+        analysis.check_scenario(scenario)
     return analysis
 
 
@@ -160,10 +168,12 @@ def build_learner(
     scenario: Scenario,
     observers: Sequence[Any] = (),
     weights: dict[str, Any] | None = None,
+    checkpoints: Any = None,
 ) -> tuple[Learner | AvalancheTemplate, Any]:
     """Loop and strategy of a resolved config; `observers` are plugins that only watch.
 
-    `weights` are the state that the encoder begins with, None for the one it is drawn with.
+    `weights` are the state that the encoder begins with, None for the one it is drawn with;
+    `checkpoints` a plugin that acts when all others have.
     """
     device = pick_device(config["device"])
     encoder = build_encoder(config, scenario)
@@ -219,6 +229,7 @@ def build_learner(
         precision=config["precision"],
         grad_clip=train["grad_clip"],
         accumulate=train["accumulate"],
+        checkpoints=checkpoints,
         **common,
     )
     for part in parts:

@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from clplat.digest import PLACES, SEEDS
+from clplat.digest import KEPT, PLACES, SEEDS
 from clplat.errors import InputError
 from clplat.targets import check_names
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+UNITS = ("seconds", "iterations", "experiences")
+RESUME = ("auto", "never")
 LARGEST_SEED = 2**32 - 1  # what NumPy takes
 GROUPS = (
     *("scenario", "backbone", "head", "pretraining", "hypernet"),
@@ -19,11 +21,14 @@ KEYS: dict[str, tuple[str, ...]] = {  # all that config.yaml has beside the grou
     "": (
         *SEEDS,
         *("device", "precision", "threads", "compile", *PLACES, "train", "eval", "data"),
+        *KEPT,
     ),
     "train": ("epochs", "batch_size", "grad_clip", "accumulate", "experiences"),
     "eval": ("batch_size", "every"),
     "data": ("resident_gigabytes", "workers"),
+    "checkpoint": ("every", "unit"),
 }
+SECTIONS = [section for section in KEYS if section]
 
 
 def _number(
@@ -61,12 +66,18 @@ def _example(least: float, whole: bool, above: bool) -> str:
     return f"{int(least) + above}" if whole or not above else "0.001"
 
 
+def _one_of(section: dict[str, Any], key: str, choices: tuple[str, ...], mend: str) -> None:
+    value = section[key.split(".")[-1]]
+    if value not in choices:
+        raise InputError(f"{key}={value}: expected one of {', '.join(choices)}; {mend}")
+
+
 def _no_stray_keys(config: dict[str, Any]) -> None:
     """Refuse a key that nothing reads, such as one added by `+key=value` at the wrong place."""
     for section, known in KEYS.items():
         node = config[section] if section else config
         for key in set(node) - {*known, *(GROUPS if not section else ())}:
-            places = [g for g in (*GROUPS, "train", "eval", "data") if key in (config[g] or ())]
+            places = [g for g in (*GROUPS, *SECTIONS) if key in (config[g] or ())]
             name = f"{section}.{key}" if section else key
             mend = f"set {places[0]}.{key}" if places else "clplat --help lists all keys"
             raise InputError(
@@ -92,6 +103,9 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
     _number(config, "train.experiences", 1, whole=True, optional=True)
     _number(config, "train.grad_clip", 0, above=True, optional=True)
     _number(config, "eval.every", 1, whole=True, optional=True)
+    _number(config, "checkpoint.every", 0, above=True, optional=True)
+    _one_of(config["checkpoint"], "checkpoint.unit", UNITS, "seconds suits runs of any length")
+    _one_of(config, "resume", RESUME, "auto goes on with a run that did not finish")
     _number(config, "data.resident_gigabytes", 0)
     _number(config, "data.workers", 0, whole=True)
     _number(config, "scenario.experiences", 1, whole=True, optional=True)
@@ -108,11 +122,7 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
         _number(config, key, 0, whole=True)
         if config[key] > LARGEST_SEED:
             raise InputError(f"{key}={config[key]}: expected at most {LARGEST_SEED}; choose less")
-    if config["precision"] not in PRECISIONS:
-        raise InputError(
-            f"precision={config['precision']}: expected one of {', '.join(PRECISIONS)}; "
-            "fp32 runs everywhere"
-        )
+    _one_of(config, "precision", PRECISIONS, "fp32 runs everywhere")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(config["device"])):
         raise InputError(
             f"device={config['device']}: expected auto, cpu, cuda or cuda:<number>; "

@@ -24,7 +24,7 @@ from yaml import YAMLError
 from clplat.check import GROUPS, check
 from clplat.digest import SEEDS, config_digest
 from clplat.directory import already_done
-from clplat.errors import InputError, TrainingError
+from clplat.errors import InputError, Interrupted, TrainingError
 from clplat.help import user_folders
 from clplat.several import combined_name, expanded
 
@@ -93,6 +93,8 @@ def explain(error: Exception) -> str:
 
 def status(error: Exception) -> int:
     """2 for what the user can mend before anything is run, 1 for a run that broke off."""
+    if isinstance(error, Interrupted):
+        return 128 + error.number
     return 1 if isinstance(error, TrainingError) else 2
 
 
@@ -122,7 +124,7 @@ def run_command() -> None:
         hydra.main(version_base="1.3", config_path="pkg://clplat.conf", config_name="config")(
             attempt
         )()
-    except EXPLAINED as error:
+    except (*EXPLAINED, Interrupted) as error:
         failed(error)
     if not begun and not failures and {"-m", "--multirun"} & set(sys.argv):
         swept = " ".join(a for a in sys.argv[1:] if not a.startswith("-"))

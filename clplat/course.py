@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from clplat import metrics
 from clplat.metrics import Matrix
@@ -65,6 +66,18 @@ class Course:
         accuracy = float(np.mean([scores[j] for j in seen]))
         self.anytime.append((samples, accuracy))
         return accuracy
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "matrix": torch.from_numpy(self.matrix.copy()),
+            "curve": [(index, list(scores)) for index, scores in self.curve],
+            "anytime": list(self.anytime),
+            "rows": self._rows,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.matrix = state["matrix"].numpy()
+        self.curve, self.anytime, self._rows = state["curve"], state["anytime"], state["rows"]
 
     def summary(self) -> dict[str, float | None]:
         """The metrics of the curve, which are none unless there were evaluations inside."""

@@ -10,6 +10,7 @@ from clplat.errors import InputError
 
 RESULT, CONFIG, MATRIX = "result.json", "config.yaml", "accuracy_matrix.npy"
 LINES, ENCODER = "metrics.jsonl", "encoder.pt"
+CHECKPOINT, EARLIER_CHECKPOINT = "checkpoint.pt", "checkpoint_before.pt"
 DIGEST_LINE = "# digest: "
 
 

@@ -1,4 +1,6 @@
-"""The error a user can mend."""
+"""The errors that the command line explains."""
+
+from signal import Signals
 
 
 class InputError(ValueError):
@@ -17,3 +19,13 @@ def at_least(section: str, least: int, **values: int) -> None:
 
 class TrainingError(RuntimeError):
     """A run that cannot go on, such as a loss that is not finite; exit status 1."""
+
+
+class Interrupted(Exception):
+    """A run that stopped, once it was saved, because a signal asked it to; status 128 + signal."""
+
+    def __init__(self, number: int):
+        super().__init__(
+            f"stopped by {Signals(number).name}, and saved; the same command goes on from there"
+        )
+        self.number = number

@@ -36,6 +36,12 @@ class MeanScore:
             self._sums.append(scores.sum())
             self._count += len(target)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": list(self._sums), "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums, self._count = list(state["sums"]), state["count"]
+
     def mean(self) -> float | None:
         """None where there was nothing to score."""
         return float(torch.stack(self._sums).sum()) / float(self._count) if self._sums else None
@@ -83,6 +89,12 @@ class TrainingScore(SupervisedPlugin):
             return  # (B, views, D) of a contrastive loss: no prediction to score
         self._mean.add(strategy.mb_output.detach(), strategy.mb_y)
 
+    def state_dict(self) -> dict[str, Any]:
+        return self._mean.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._mean.load_state_dict(state)
+
     def mean(self) -> float | None:
         """None where no output could be scored."""
         return self._mean.mean()
@@ -118,3 +130,9 @@ class DuringTraining(SupervisedPlugin):
         if due or any(before < mark <= self.samples for mark in self.marks):
             scores = list(strategy.eval(self.stream))
             self.notify(strategy.clock.train_exp_counter, self.samples, scores)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"samples": self.samples, "left": self._left}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.samples, self._left = state["samples"], state["left"]

@@ -115,8 +115,11 @@ def matrix_markdown(matrix: Matrix) -> str:
 class EventWriter:
     """One event file in the run's directory."""
 
-    def __init__(self, out: Path, config: dict[str, Any], names: dict[str, str], digest: str):
+    def __init__(self, out: Path):
         self._writer = SummaryWriter(str(out))
+
+    def begin(self, config: dict[str, Any], names: dict[str, str], digest: str) -> None:
+        """What a run is, before what it does."""
         self._writer.add_custom_scalars(LAYOUT)
         text = yaml.safe_dump(config, sort_keys=False)
         self._writer.add_text("config", "\n".join("    " + line for line in text.splitlines()))
@@ -151,6 +154,9 @@ class EventWriter:
         self._writer.add_text("accuracy_matrix", matrix_markdown(matrix))
         self._writer.add_tensor("accuracy_matrix/values", torch.from_numpy(matrix))
         self._file().add_summary(session_end_summary())
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

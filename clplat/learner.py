@@ -22,6 +22,7 @@ from clplat.data import Columns
 from clplat.errors import TrainingError
 from clplat.optimizer import OptimizerFactory, follow, make_optimizer
 from clplat.prepare import Prepare
+from clplat.state import Place
 
 STAGES = (
     *("training", "train_dataset_adaptation", "training_exp", "training_epoch"),
@@ -70,6 +71,7 @@ class Learner:
         accumulate: int = 1,
         resident_bytes: float = float("inf"),
         workers: int = 0,
+        checkpoints: Any = None,
     ):
         self.device = torch.device(device)
         self.model = model.to(self.device)
@@ -86,7 +88,8 @@ class Learner:
 
         self.evaluator = evaluator
         self.clock = Clock()
-        self.plugins = [*plugins, *([evaluator] if evaluator else []), self.clock]
+        last = [p for p in (evaluator, self.clock, checkpoints) if p is not None]
+        self.plugins = [*plugins, *last]  # a checkpoint is of what all others have done
         self._hooks = hook_table(self.plugins)
 
         self.optimizer, self._held = make_optimizer(optimizer, self.model)
@@ -100,7 +103,7 @@ class Learner:
         self.mb_output: Tensor | None = None
         self.loss: Any = 0.0
         self.losses: list[Tensor] = []  # of the current epoch, one per iteration
-        self._stop_training = False
+        self.stopping = False
 
     # --- what plugins read -------------------------------------------------------------------
 
@@ -133,7 +136,7 @@ class Learner:
 
     def stop_training(self) -> None:
         """End the current experience before its next iteration."""
-        self._stop_training = True
+        self.stopping = True
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
         """Let dynamic modules (growing and multi-task heads) see the experience."""
@@ -142,6 +145,12 @@ class Learner:
         if any(p.device != self.device for p in model.parameters()):  # what has just been added
             model.to(self.device)
         return model
+
+    def meet(self, experiences: Iterable[CLExperience], training: bool) -> None:
+        """Let the model grow as it does when it trains on these, or is evaluated on them."""
+        self.model.train(training)
+        for self.experience in experiences:
+            self.model = self.model_adaptation()
 
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
         """Bring the optimizer in step with the model, or start a new one."""
@@ -159,18 +168,25 @@ class Learner:
 
     # --- training ----------------------------------------------------------------------------
 
-    def train(self, experiences: CLExperience | Iterable[CLExperience]) -> None:
-        """Train on one experience, or on several one after the other."""
+    def train(
+        self, experiences: CLExperience | Iterable[CLExperience], place: Place | None = None
+    ) -> None:
+        """Train on one experience, or on several one after the other.
+
+        The first goes on from a `place` inside it, if there is one; the learner's state must be
+        that in which the experience began.
+        """
         self.is_training = True
         self.model.train()
         self._fire("before_training")
         for self.experience in _as_iterable(experiences):
-            self._train_experience()
+            self._train_experience(place)
+            place = None
         self._fire("after_training")
         self.is_training = False
 
-    def _train_experience(self) -> None:
-        self._stop_training = False
+    def _train_experience(self, place: Place | None) -> None:
+        self.stopping = False
         self._fire("before_train_dataset_adaptation")
         self.adapted_dataset = self.experience.dataset.train()  # type: ignore[union-attr]
         self._fire("after_train_dataset_adaptation")
@@ -179,18 +195,23 @@ class Learner:
         self.model = self.model_adaptation()
         self.make_optimizer()
         self._fire("before_training_exp")
-        for _ in range(self.train_epochs):
+        if place is not None:
+            place.enter_experience(self)
+        for _ in range(self.clock.train_exp_epochs, self.train_epochs):
             self._fire("before_training_epoch")
-            if self._stop_training:
+            if self.stopping:
                 break
-            self._train_epoch()
+            self._train_epoch(place)
+            place = None
             self._fire("after_training_epoch")
         self._fire("after_training_exp")
 
-    def _train_epoch(self) -> None:
-        self.losses, batches = [], len(self.dataloader)
-        for iteration, self.mbatch in enumerate(self.dataloader):
-            if self._stop_training:
+    def _train_epoch(self, resumed: Place | None) -> None:
+        self.losses, batches, coming = [], len(self.dataloader), self.dataloader
+        if resumed is not None:
+            coming = resumed.enter_epoch(self, coming)
+        for iteration, self.mbatch in enumerate(coming, len(self.losses)):
+            if self.stopping:
                 break
             self._unpack()
             self._fire("before_training_iteration")

@@ -4,19 +4,21 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clplat.digest import PLACES
+from clplat.digest import KEPT, PLACES
 
 # Beside the strategy, where they differ.
 SHOWN = ("hypernet", "backbone", "head", "optimizer", "schedule")
 
 
 def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a nested config by their dotted keys, without seeds and places."""
+    """The values of a nested config by their dotted keys, seeds, places and what is kept apart."""
     values: dict[str, Any] = {}
     for key, value in config.items():
+        if prefix + key in (*PLACES, *KEPT):
+            continue
         if isinstance(value, Mapping):
             values |= settings(value, f"{prefix}{key}.")
-        elif key != "seed" and not key.startswith("seed_") and prefix + key not in PLACES:
+        elif key != "seed" and not key.startswith("seed_"):
             values[prefix + key] = value
     return values
 

@@ -27,7 +27,7 @@ class RunProgress:
         else:
             yield
 
-    def start(self, strategy: str, seed: int, total: int, unit: str) -> None:
+    def start(self, strategy: str, seed: int, total: int, unit: str, done: int = 0) -> None:
         self._label, self._unit = f"{self.job}{strategy} seed {seed}", unit
         if not self.console.is_terminal:
             return
@@ -42,7 +42,7 @@ class RunProgress:
             transient=True,
         )
         self._bar.start()
-        self._bar.add_task(self._label, total=total, note="")
+        self._bar.add_task(self._label, total=total, completed=done, note="")
 
     def advance(self) -> None:
         """An epoch has ended."""

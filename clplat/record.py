@@ -21,6 +21,7 @@ from clplat.events import EventWriter
 from clplat.metrics import Matrix
 
 log = logging.getLogger("clplat")
+EVENTS = "events.out.tfevents.*"
 LOGGERS = ("clplat", "scenarios", "strategies")  # whose messages go to run.log
 
 
@@ -32,6 +33,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def cut(path: Path, size: int) -> None:
+    """Leave the first `size` bytes of a file; a file of none is removed."""
+    if size:
+        os.truncate(path, size)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -51,7 +60,8 @@ def kept_log() -> Iterator[MemoryHandler]:
 class Record:
     """Writes one run's directory, line by line while it runs and the result at its end.
 
-    `kept` is what was logged before, and begins the log.
+    `kept` is what was logged before, and begins the log; `began` is when. A record that is
+    `resumed` goes on from a `position` of an earlier one; what was written after it is gone.
     """
 
     def __init__(
@@ -61,11 +71,18 @@ class Record:
         digest: str,
         names: dict[str, str],
         kept: MemoryHandler | None = None,
+        began: float | None = None,
+        resumed: dict[str, Any] | None = None,
     ):
-        self.out, self._began = out, time.perf_counter()
+        before = {"seconds": 0.0, "lines": 0, "events": {}} if resumed is None else resumed
+        began = time.perf_counter() if began is None else began
+        self.out, self._began = out, began - before["seconds"]
         out.mkdir(parents=True, exist_ok=True)
-        for stale in (*out.glob("events.out.tfevents.*"), out / LINES, out / "run.log"):
-            stale.unlink(missing_ok=True)  # of an earlier attempt that did not finish
+        if resumed is None:
+            (out / "run.log").unlink(missing_ok=True)  # of an attempt that is not gone on with
+        for events in out.glob(EVENTS):
+            cut(events, before["events"].get(events.name, 0))
+        cut(out / LINES, before["lines"])
         text = yaml.safe_dump(config, sort_keys=False)
         write_atomically(out / CONFIG, f"{DIGEST_LINE}{digest}\n{text}".encode())
         self._log = logging.FileHandler(out / "run.log")
@@ -76,11 +93,24 @@ class Record:
         for name in LOGGERS:
             logging.getLogger(name).addHandler(self._log)
             logging.getLogger(name).setLevel(logging.INFO)
-        self._lines = open(out / LINES, "w")  # noqa: SIM115 - closed by close()
-        self._events = EventWriter(out, config, names, digest)
+        self._lines = open(out / LINES, "a")  # noqa: SIM115 - closed by close()
+        self._events = EventWriter(out)
+        if resumed is None:
+            self._events.begin(config, names, digest)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without the time between an end and a resumption."""
+        return time.perf_counter() - self._began
+
+    def position(self) -> dict[str, Any]:
+        """How much has been written until now."""
+        self._events.flush()
+        files = {file.name: file.stat().st_size for file in self.out.glob(EVENTS)}
+        return {"seconds": self.seconds, "lines": self._lines.tell(), "events": files}
 
     def _line(self, **values: Any) -> None:
-        values["seconds"] = round(time.perf_counter() - self._began, 3)
+        values["seconds"] = round(self.seconds, 3)
         self._lines.write(json.dumps(values, allow_nan=False) + "\n")
         self._lines.flush()
 

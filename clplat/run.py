@@ -1,8 +1,10 @@
 """One run, from a config to a finished run directory."""
 
+import errno
 import logging
 import platform
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from clplat import metrics
+from clplat import checkpoint, metrics
 from clplat.build import build_scenario, pretrain
 from clplat.digest import SEEDS
-from clplat.directory import MATRIX, read_result
-from clplat.errors import InputError
+from clplat.directory import ENCODER, MATRIX, read_result
+from clplat.errors import InputError, Interrupted, TrainingError
 from clplat.footprint import memory_bytes, peak_memory
+from clplat.keeper import Keeper
 from clplat.metrics import Matrix
 from clplat.quiet import hush_avalanche
 from clplat.record import Record, kept_log
 from clplat.scenario import Scenario
 from clplat.series import SeriesRun
+from clplat.state import State
 from clplat.stream import StreamRun
 
 log = logging.getLogger("clplat")
@@ -55,6 +59,23 @@ def _rows(scenario: Scenario, name: str) -> list[Any]:
     return trained
 
 
+def load_saved(out: Path, seeds: dict[str, int]) -> State | None:
+    """The checkpoint of a run that did not finish, if it is this one."""
+    saved = checkpoint.load(out)
+    if saved is not None and saved["seeds"] != seeds:
+        raise InputError(
+            f"out={out}: holds an unfinished run with other seeds ({saved['seeds']}, these are "
+            f"{seeds}); choose another out, or set resume=never to begin anew there"
+        )
+    return saved
+
+
+def read_encoder(out: Path) -> Any:
+    """The encoder as the run pre-trained it; None if it did not."""
+    file = out / ENCODER
+    return torch.load(file, weights_only=True) if file.is_file() else None
+
+
 def run(
     config: dict[str, Any],
     *,
@@ -70,6 +91,7 @@ def run(
     told what happens (see `clplat.progress`). Returns the result.
     """
     seeds = {key: config[key] for key in SEEDS}
+    saved = load_saved(out, seeds) if config["resume"] == "auto" else None
     hush_avalanche()
     torch.set_num_threads(config["threads"])
     with kept_log() as kept:
@@ -80,21 +102,30 @@ def run(
         course = kind(config, scenario, progress)
         began = time.perf_counter()
         try:
-            weights = pretrain(
-                config,
-                scenario,
-                lambda epochs: progress.start("pre-training", seeds["seed"], epochs, "epochs"),
-                progress.advance,
-            )
+            weights = read_encoder(out) if saved else None
+            if weights is None:
+                weights = pretrain(
+                    config,
+                    scenario,
+                    lambda epochs: progress.start("pre-training", seeds["seed"], epochs, "epochs"),
+                    progress.advance,
+                )
         finally:
             progress.stop()
         if weights is not None:  # built anew, seeds and all: as if they had been there at once
             course = kind(config, scenario, progress, weights)
-        record = Record(out, config, digest, names, kept)
-    if weights is not None:
+        position = saved and saved["record"]
+        record = Record(out, config, digest, names, kept, began, position)
+    if weights is not None and not saved:
         record.encoder(weights)
+
+    def whole() -> State:
+        return {"seeds": seeds, "record": record.position(), **course.state_dict()}
+
+    keeper = Keeper(out, **config["checkpoint"], whole=whole)
     try:
-        matrix = course.learn(record, names["strategy"])
+        with keeper.listening() if course.resumable else nullcontext():
+            matrix = course.learn(record, names["strategy"], keeper, saved)
         learner = course.learner
         result = {
             **names,
@@ -109,14 +140,26 @@ def run(
             "accuracy_so_far": metrics.accuracy_so_far(matrix),
             "parameters": sum(p.numel() for p in learner.model.parameters()),
             "memory_bytes": memory_bytes(course.strategy, learner.model),
-            "seconds": round(time.perf_counter() - began, 3),
+            "seconds": round(record.seconds, 3),
             "peak_memory_bytes": peak_memory(learner.device),
             "digest": digest,
             "seeds": seeds,
             "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         }
         record.finish(result, matrix)
+        checkpoint.remove(out)
         progress.finished(out, result)
+    except Interrupted as stop:
+        log.info("%s", stop)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            log.exception("the run broke off")
+            raise
+        raise TrainingError(
+            f"out={out}: no space is left there ({error.strerror}); free some, and the same "
+            "command goes on from the last checkpoint"
+        ) from error
     except Exception:
         log.exception("the run broke off")
         raise

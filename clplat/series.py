@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,6 +14,7 @@ from clplat.data import held_bytes
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from clplat.footprint import measured, memory_bytes
+from clplat.keeper import Keeper
 from clplat.learner import Learner
 from clplat.metrics import Matrix
 from clplat.record import Record
@@ -84,6 +86,8 @@ class SeriesRun:
     `weights` are those that the encoder of every task begins with, None for some of its own.
     """
 
+    resumable = True
+
     def __init__(
         self,
         config: dict[str, Any],
@@ -100,24 +104,35 @@ class SeriesRun:
         self.weights = weights
         self.losses = Evaluator(cross_entropy)
         self.learner, self.strategy = self._make(0, scenario)
-        if build_analysis(config, self.learner):
+        if build_analysis(config, self.learner, scenario):
             raise InputError(
                 "analysis: it looks at one network and these are many, one a task; set "
                 "analysis=none"
             )
         self.results: dict[str, Any] = {}
+        self.matrices: list[Matrix] = []  # of the tasks so far,
+        self.done: list[float] = []  # and their losses
 
     def _make(self, number: int, task: Scenario) -> tuple[Any, Any]:
         config = seeds_of_task(self.config, number)
         return build_learner(config, task, [self.losses], self.weights)
 
-    def learn(self, record: Record, label: str) -> Matrix:
-        """The mean accuracy matrix; `label` names the run where its progress is shown."""
+    def learn(
+        self, record: Record, label: str, keeper: Keeper, saved: dict[str, Any] | None = None
+    ) -> Matrix:
+        """The mean accuracy matrix; `label` names the run where its progress is shown.
+
+        Goes on from what was `saved`; `keeper` saves what the tasks gave, between two of them.
+        """
         tasks = self.scenario.tasks
-        self.progress.start(label, self.config["seed"], len(tasks), "tasks")
+        if saved:
+            self.matrices, self.done = [m.numpy() for m in saved["matrices"]], saved["done"]
+        matrices, losses = self.matrices, self.done
+        self.progress.start(label, self.config["seed"], len(tasks), "tasks", len(losses))
         work = multiply_accumulates(self.learner, self.scenario)
-        matrices, losses = [], []
-        for number, task in enumerate(tasks):
+        for number, task in enumerate(tasks[len(losses) :], len(losses)):
+            if keeper.due("experiences"):
+                keeper.save({})
             self.learner, self.strategy = self._make(number, task)
             matrices.append(learn_task(self.learner, task))
             losses.append(float(np.mean(self.losses.scores)))
@@ -136,6 +151,10 @@ class SeriesRun:
             "measured": measured(self.strategy, self.learner.model),
         }
         return matrix
+
+    def state_dict(self) -> dict[str, Any]:
+        matrices = [torch.from_numpy(matrix) for matrix in self.matrices]
+        return {"matrices": matrices, "done": list(self.done)}
 
     def summary(self) -> dict[str, Any]:
         return self.results

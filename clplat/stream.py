@@ -10,8 +10,10 @@ from clplat.build import build_analysis, build_learner
 from clplat.course import Course
 from clplat.evaluation import DuringTraining, TrainingScore
 from clplat.footprint import measured
+from clplat.keeper import Keeper
 from clplat.metrics import Matrix
 from clplat.record import Record
+from clplat.resumable import Checkpoints, keeps_state, restored
 from clplat.scenario import Scenario
 
 
@@ -59,27 +61,47 @@ class StreamRun:
             self.tests, every, lambda *what: self.course.during(*what), marks=scenario.marks
         )
         watching = [self.during] if every or scenario.marks else []
+        self.checkpoints = Checkpoints()
         self.learner, self.strategy = build_learner(
-            config, scenario, [training, self.epochs, *watching], weights
+            config, scenario, [training, self.epochs, *watching], weights, self.checkpoints
         )
-        self.analysis = build_analysis(config, self.learner)
+        self.resumable = keeps_state(self.learner, self.strategy)
+        self.analysis = build_analysis(config, self.learner, scenario)
         self.measured: dict[str, float] = {}
 
-    def learn(self, record: Record, label: str) -> Matrix:
-        """The accuracy matrix; `label` names the run where its progress is shown."""
+    def learn(
+        self, record: Record, label: str, keeper: Keeper, saved: dict[str, Any] | None = None
+    ) -> Matrix:
+        """The accuracy matrix; `label` names the run where its progress is shown.
+
+        Goes on from what was `saved`; `keeper` saves the run where it can be.
+        """
         scenario, learner, seed = self.scenario, self.learner, self.config["seed"]
         self.epochs.record = record
         self.course = Course(scenario, record, self.progress, self.config["eval"]["every"])
+        self.checkpoints.keeper = keeper if self.resumable else None
+        first, place = 0, None
+        if saved:
+            first = saved["index"]
+            self.course.load_state_dict(saved["course"])
+            self.measured = saved["measured"]
+            if "analysis" in saved:
+                self.analysis.load_state_dict(saved["analysis"])
+            evaluated = [] if scenario.segments else self.tests
+            place = restored(learner, saved, evaluated, scenario.train_stream[:first])
         if scenario.marks:
-            self.progress.start(label, seed, scenario.marks[-1], "samples")
+            self.progress.start(label, seed, scenario.marks[-1], "samples", self.during.samples)
         else:
-            total = len(scenario.train_stream) * self.config["train"]["epochs"]
-            self.progress.start(label, seed, total, "epochs")
+            epochs = self.config["train"]["epochs"]
+            done = first * epochs + (place.epoch if place else 0)
+            self.progress.start(label, seed, len(scenario.train_stream) * epochs, "epochs", done)
 
-        if not scenario.segments:
+        if not scenario.segments and not saved:
             self.course.row(-1, learner.eval(self.tests))
-        for index, experience in enumerate(scenario.train_stream):
-            learner.train(experience)
+        for index, experience in enumerate(scenario.train_stream[first:], first):
+            self.checkpoints.experience_begins(learner, index)
+            learner.train(experience, **({"place": place} if place else {}))  # Avalanche's has none
+            place = None
             if not scenario.marks and not scenario.segments:
                 scores = learner.eval(self.tests)
                 self.course.after_experience(index, self.during.samples, scores)
@@ -95,6 +117,12 @@ class StreamRun:
     def _measure(self, record: Record, index: int, values: dict[str, Any]) -> None:
         record.analysis(index, values)
         self.measured |= {name: v for name, v in values.items() if isinstance(v, float)}
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"course": self.course.state_dict(), "measured": self.measured}
+        if hasattr(self.analysis, "state_dict"):
+            state["analysis"] = self.analysis.state_dict()
+        return state
 
     def summary(self) -> dict[str, Any]:
         own = measured(self.strategy, self.learner.model)

@@ -78,8 +78,12 @@ class CurriculumBatches:
         return -(-len(self.columns[1]) // self.batch_size)
 
     def __iter__(self) -> Iterator[Columns]:
-        left = len(self.columns[1])
-        while left:
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[Columns]:
+        """Those after the first `count` batches, which have been taken before."""
+        left = len(self.columns[1]) - count * self.batch_size
+        while left > 0:
             index = self._take(min(self.batch_size, left))
             left -= len(index)
             yield [column.index_select(0, index) for column in self.columns]
@@ -230,8 +234,7 @@ class Cyclical(SupervisedPlugin):
         strategy.dataloader = self._batches
         place, self._place = self._place, None
         if place is not None and place["experience"] == strategy.clock.train_exp_counter:
-            self._losses, self._batches.epoch = place["losses"], place["epoch"]
-            self._batches.rest = place["rest"].to(columns[0].device)
+            self._go_on(place)
         else:
             self._losses = self._score(strategy, columns)
         self._experience = strategy.clock.train_exp_counter
@@ -279,3 +282,10 @@ class Cyclical(SupervisedPlugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._place, self.measured = state["place"], dict(state["measured"])
+        if self._batches is not None and self._place is not None:  # in the midst of an experience
+            self._go_on(self._place)
+            self._place = None
+
+    def _go_on(self, place: dict[str, Any]) -> None:
+        self._losses, self._batches.epoch = place["losses"], place["epoch"]
+        self._batches.rest = place["rest"].to(self._batches.rest.device)

@@ -44,10 +44,8 @@ class LwF(SupervisedPlugin):
         self._pending: dict[str, Tensor] | None = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        if self._pending is not None:
-            self.teacher = _copy_with(strategy.model, self._pending)
-            self._pending = None
         model = strategy.model
+        self._restore(model)
         self._columns = {
             task: torch.tensor(classes, device=strategy.device)
             for task, classes in self.seen.items()
@@ -55,12 +53,17 @@ class LwF(SupervisedPlugin):
         if self.teacher is not None and is_multi_task_module(model) and hasattr(model, "encoder"):
             self._tap = Tap(model.encoder)
 
+    def _restore(self, model: nn.Module) -> None:
+        if self._pending is not None:
+            self.teacher, self._pending = _copy_with(model, self._pending), None
+
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """At once: another strategy may run the encoder again before the loss is complete."""
         if self._tap is not None:
             self._features = self._tap.take()
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        self._restore(strategy.model)
         if self.teacher is None:
             return
         with torch.no_grad():

@@ -147,6 +147,7 @@ class SameOrder(SupervisedPlugin):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         data, size = strategy.adapted_dataset, strategy.train_mb_size
+        strategy.order = self.order  # for strategies that make batches of their own
         strategy.dataloader = DrawnBatches(data, size, self.order)
 
 

@@ -34,9 +34,13 @@ COMPANIONS = {
     "backbone=recurrent": LEVELS,
     "head=levels": LEVELS,
     "analysis=recurrent": LEVELS,
+    "analysis=few_shot": ("scenario.experiences=5",),
     "head=prototypes": ("strategy=frozen",),
     "hypernet=kernels": ("backbone=convnet",),
     "strategy=gere": ("scenario=text", *TOKENS, "backbone.vocabulary=256", "head=single"),
+    "strategy=kcl": ("scenario.task_labels=true",),
+    "strategy=gkcl": ("scenario.task_labels=true",),
+    "head=kernel": ("strategy=kcl", "scenario.task_labels=true"),
     "strategy=podnet": ("backbone=convnet",),
     "strategy=several": ("+strategy@strategy.replay=replay", "+strategy@strategy.lwf=lwf"),
     "scenario=text": (*TOKENS, "backbone.vocabulary=256"),
@@ -156,8 +160,9 @@ def test_every_schedule_trains_one_step(name):
 def test_every_analysis_fits_what_it_is_for(made_up_data):
     for name in files("analysis"):
         config = composed(f"analysis={name}")
-        learner, _ = build_learner(config, build_scenario(config, []))
-        assert (build_analysis(config, learner) is None) == (name == "none")
+        scenario = build_scenario(config, [])
+        learner, _ = build_learner(config, scenario)
+        assert (build_analysis(config, learner, scenario) is None) == (name == "none")
 
 
 @pytest.mark.parametrize("name", sorted(set(files("pretraining")) - {"none", "file"}))

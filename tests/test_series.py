@@ -17,6 +17,7 @@ from clplat import series
 from clplat.build import build_scenario
 from clplat.data import tensors_of
 from clplat.errors import InputError
+from clplat.keeper import Keeper
 from clplat.report import main as report
 from clplat.scenario import seed_of_task
 from clplat.series import SeriesRun, across_task_memory, cross_entropy, over_tasks, seeds_of_task
@@ -52,7 +53,8 @@ def run_series(config, weights=None):
     """The run, its matrix and what was told of it."""
     watch = Watch()
     run = SeriesRun(config, build_scenario(config, []), watch, weights)
-    return run, run.learn(watch, "it"), watch  # type: ignore[arg-type]
+    keeper = Keeper(Path("nowhere"), None, "seconds", dict)
+    return run, run.learn(watch, "it", keeper), watch  # type: ignore[arg-type]
 
 
 # --- a task by hand --------------------------------------------------------------------------
@@ -135,7 +137,7 @@ def check_against_hand(config, by_task):
     size = matrix.shape[1]
     assert [index for index, _ in watch.rows] == [-1, *range(size)]
     assert all(row == matrix[index].tolist() for index, row in watch.rows)
-    assert watch.begun == [("it", config["seed"], count, "tasks")]
+    assert watch.begun == [("it", config["seed"], count, "tasks", 0)]
     return run
 
 
@@ -343,7 +345,7 @@ def test_evaluation_inside_a_support_set_is_refused():
 
 
 def test_an_analysis_of_one_network_is_refused(monkeypatch):
-    monkeypatch.setattr(series, "build_analysis", lambda config, learner: SimpleNamespace())
+    monkeypatch.setattr(series, "build_analysis", lambda *given: SimpleNamespace())
     config = composed(*SMALL)
     with pytest.raises(InputError) as error:
         SeriesRun(config, build_scenario(config, []), Watch())

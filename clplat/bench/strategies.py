@@ -8,7 +8,7 @@ import numpy as np
 from avalanche.core import SupervisedPlugin
 from avalanche.training import plugins as theirs
 from avalanche.training.storage_policy import ClassBalancedBuffer
-from avalanche.training.supervised import DER
+from avalanche.training.supervised import DER, ER_ACE
 from hydra.utils import get_class
 
 from clplat.bench.data import split_floats
@@ -72,6 +72,26 @@ PAIRS: dict[str, tuple[Callable, Callable]] = {
     "DER++": (
         own("der.DER", capacity=CAPACITY),
         lambda size: {"template": partial(DER, mem_size=CAPACITY, batch_size_mem=size)},
+    ),
+    "MIR": (
+        own("mir.MIR", capacity=CAPACITY, candidates=100),
+        lambda size: {"plugins": [theirs.MIRPlugin(size, CAPACITY, subsample=100)]},
+    ),
+    "GSS": (
+        own("gss.GSS", capacity=CAPACITY, comparisons=5),
+        plugin(theirs.GSS_greedyPlugin, mem_size=CAPACITY, mem_strength=5, input_size=[784]),
+    ),
+    "ER-ACE": (
+        own("er_ace.ERACE", capacity=CAPACITY),
+        lambda size: {"template": partial(ER_ACE, mem_size=CAPACITY, batch_size_mem=size)},
+    ),
+    "A-GEM": (
+        own("a_gem.AGEM", capacity=CAPACITY),
+        lambda size: {"plugins": [theirs.AGEMPlugin(CAPACITY // 5, sample_size=size)]},
+    ),
+    "GDumb": (
+        own("gdumb.GDumb", capacity=CAPACITY, passes=1),
+        plugin(theirs.GDumbPlugin, mem_size=CAPACITY),
     ),
 }
 

@@ -8,6 +8,7 @@ from avalanche.models.dynamic_modules import MultiTaskModule
 
 from clplat.adapter import TemplateStrategy
 from clplat.backbones.heads import Cosine, Growing, Multi, NearestMean
+from clplat.backbones.learned_prototypes import LearnedPrototypes
 from clplat.backbones.levels import Levels
 from clplat.backbones.local_similarity import LocalSimilarity
 from clplat.backbones.prototypes import Prototypes
@@ -22,6 +23,7 @@ ONE_ANSWER = (
     Multi,
     Growing,
     Cosine,
+    LearnedPrototypes,
     LocalSimilarity,
     NearestMean,
     Prototypes,

@@ -21,6 +21,7 @@ from clplat.batches import make_batches, ordered
 from clplat.data import Columns
 from clplat.errors import TrainingError
 from clplat.optimizer import OptimizerFactory, follow, make_optimizer
+from clplat.precision import autocast
 from clplat.prepare import Prepare
 from clplat.state import Place
 
@@ -30,7 +31,6 @@ STAGES = (
     *("eval", "eval_dataset_adaptation", "eval_exp", "eval_iteration", "eval_forward"),
 )
 HOOKS = [f"{when}_{stage}" for stage in STAGES for when in ("before", "after")]
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECK_EVERY = 256  # iterations between looks at whether the loss is finite
 
 
@@ -83,7 +83,7 @@ class Learner:
         self.prepare = prepare
         self.grad_clip, self.accumulate = grad_clip, accumulate
         self.resident_bytes, self.workers = resident_bytes, workers
-        self._dtype = PRECISIONS[precision]
+        self.precision = precision
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
 
         self.evaluator = evaluator
@@ -128,9 +128,9 @@ class Learner:
 
     def forward(self) -> Tensor:
         inputs = (self.mb_x, self.mb_task_id) if is_multi_task_module(self.model) else (self.mb_x,)
-        if self._dtype is None:
+        if self.precision == "fp32":
             return self.model(*inputs)
-        with torch.autocast(self.device.type, self._dtype):
+        with autocast(self):
             output = self.model(*inputs)
         return output.float()
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from clplat.batches import Batches, prepared
 from clplat.data import Columns, tensors_of
 from clplat.errors import InputError
-from clplat.learner import PRECISIONS, Learner
+from clplat.learner import Learner
 from clplat.modes import in_evaluation
 
 
@@ -55,9 +55,8 @@ def trained_copy(strategy: Any, columns: Columns, epochs: int) -> Learner:
     device, experience = torch.device(strategy.device), strategy.experience
     order, settings = torch.Generator().manual_seed(0), {}
     if isinstance(strategy, Learner):
-        precision = next(p for p, dtype in PRECISIONS.items() if dtype == strategy._dtype)
         order = strategy.order.clone_state()
-        settings = {"prepare": strategy.prepare, "precision": precision}
+        settings = {"prepare": strategy.prepare, "precision": strategy.precision}
         settings |= {"grad_clip": strategy.grad_clip, "accumulate": strategy.accumulate}
     loop = Learner(
         model,

@@ -29,6 +29,7 @@ from clplat.backbones.local_similarity import LocalSimilarity
 from clplat.batches import Batches, experience_batches, prepared
 from clplat.errors import InputError, at_least
 from clplat.memory import Memory
+from clplat.precision import autocast
 from clplat.taps import Tap
 from strategies.kmeans import k_means, spread
 from strategies.pooled import pod_flat, pod_spatial
@@ -190,7 +191,7 @@ class PODNet(SupervisedPlugin):
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         if self._old is None or self._new is None:
             return
-        with torch.no_grad(), _autocast(strategy):
+        with torch.no_grad(), autocast(strategy):
             self._old.encoder(strategy.mb_x)
         old_stages, old_features = self._old.take()
         stages, features = self._new.take()
@@ -253,12 +254,6 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(torch.initial_seed())
 
 
-def _autocast(strategy: Any) -> torch.autocast:
-    """The precision that the loop's own passes have."""
-    dtype = getattr(strategy, "_dtype", None)  # Avalanche's loop has none
-    return torch.autocast(strategy.device.type, dtype, enabled=dtype is not None)
-
-
 @torch.no_grad()
 def _features(strategy: Any, x: Tensor, augmented: bool) -> Tensor:
     """Of inputs as stored, by the encoder in evaluation mode, in float32."""
@@ -266,7 +261,7 @@ def _features(strategy: Any, x: Tensor, augmented: bool) -> Tensor:
     was_training = model.training
     model.eval()
     x = prepared(strategy, x.to(strategy.device), augmented)
-    with _autocast(strategy):
+    with autocast(strategy):
         features = model.features(x).float()
     model.train(was_training)
     return features

@@ -28,6 +28,7 @@ from clplat.backbones.heads import MASKED
 from clplat.backbones.learned_prototypes import LearnedPrototypes
 from clplat.batches import prepared, stored_inputs
 from clplat.errors import InputError
+from clplat.precision import autocast
 from clplat.taps import Tap
 from strategies.contrastive import supervised_contrastive
 
@@ -149,8 +150,9 @@ class PRD(SupervisedPlugin):
         loss = loss + self.prototypes * distance
         if self._old is None or not self.distillation:
             return loss
-        with torch.no_grad():
-            old = relations(self._old(strategy.mb_x), self.old_prototypes)
+        with torch.no_grad(), autocast(strategy):
+            before = self._old(strategy.mb_x).to(features.dtype)
+        old = relations(before, self.old_prototypes)
         new = relations(features, [head.groups[i] for i in self.trained])
         return loss + self.distillation * relation_distillation(new, old)
 

@@ -142,6 +142,7 @@ class Seen(SupervisedPlugin):
         self.handle = strategy.model.encoder.register_forward_hook(hook)
 
     def before_backward(self, strategy, **kwargs):
+        assert strategy.model.head.coreset is None
         if strategy.clock.train_exp_epochs == 0:
             assert len(strategy.mb_x) == len(strategy.mb_y) == len(strategy.stored_x)
             self.stored += strategy.stored_x.flatten(1).tolist()

@@ -1,6 +1,7 @@
 """Run directories read back; light enough to be asked before anything is imported to run."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,21 @@ import yaml
 from clplat.errors import InputError
 
 RESULT, CONFIG, MATRIX = "result.json", "config.yaml", "accuracy_matrix.npy"
+STATUS, LOCK = "status.json", "lock"
 LINES, ENCODER = "metrics.jsonl", "encoder.pt"
 CHECKPOINT, EARLIER_CHECKPOINT = "checkpoint.pt", "checkpoint_before.pt"
 DIGEST_LINE = "# digest: "
+
+
+def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
+    """All of the data or nothing: to a file beside it, to the disk if `durable`, then renamed."""
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(beside, path)
 
 
 def read_digest(out: Path) -> str | None:

@@ -16,23 +16,22 @@ import torch
 import yaml
 
 from clplat import metrics
-from clplat.directory import CONFIG, DIGEST_LINE, ENCODER, LINES, MATRIX, RESULT
+from clplat.directory import (
+    CONFIG,
+    DIGEST_LINE,
+    ENCODER,
+    LINES,
+    MATRIX,
+    RESULT,
+    write_atomically,
+)
 from clplat.events import EventWriter
 from clplat.metrics import Matrix
+from clplat.status import Status
 
 log = logging.getLogger("clplat")
 EVENTS = "events.out.tfevents.*"
 LOGGERS = ("clplat", "scenarios", "strategies")  # whose messages go to run.log
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of the data or nothing: to a file beside it, to the disk, then renamed."""
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def cut(path: Path, size: int) -> None:
@@ -93,6 +92,7 @@ class Record:
         for name in LOGGERS:
             logging.getLogger(name).addHandler(self._log)
             logging.getLogger(name).setLevel(logging.INFO)
+        self.status = Status(out)
         self._lines = open(out / LINES, "a")  # noqa: SIM115 - closed by close()
         self._events = EventWriter(out)
         if resumed is None:
@@ -113,6 +113,8 @@ class Record:
         values["seconds"] = round(self.seconds, 3)
         self._lines.write(json.dumps(values, allow_nan=False) + "\n")
         self._lines.flush()
+        told = ("experience", "epoch", "samples", "task", "accuracy")
+        self.status.alive(**{key: values[key] for key in told if key in values})
 
     def epoch(
         self, experience: int, epoch: int, iteration: int, loss: float | None, score: float | None
@@ -177,6 +179,7 @@ class Record:
         self._log.flush()
         text = json.dumps(result, indent=2, allow_nan=False) + "\n"
         write_atomically(self.out / RESULT, text.encode())
+        self.status.set("finished")
 
     def close(self) -> None:
         self._events.close()

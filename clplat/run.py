@@ -4,7 +4,8 @@ import errno
 import logging
 import platform
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from clplat.directory import ENCODER, MATRIX, read_result
 from clplat.errors import InputError, Interrupted, TrainingError
 from clplat.footprint import memory_bytes, peak_memory
 from clplat.keeper import Keeper
+from clplat.lock import locked
 from clplat.metrics import Matrix
 from clplat.quiet import hush_avalanche
 from clplat.record import Record, kept_log
 from clplat.scenario import Scenario
 from clplat.series import SeriesRun
 from clplat.state import State
+from clplat.status import Status
 from clplat.stream import StreamRun
 
 log = logging.getLogger("clplat")
@@ -91,39 +94,40 @@ def run(
     told what happens (see `clplat.progress`). Returns the result.
     """
     seeds = {key: config[key] for key in SEEDS}
-    saved = load_saved(out, seeds) if config["resume"] == "auto" else None
     hush_avalanche()
     torch.set_num_threads(config["threads"])
-    with kept_log() as kept:
+    with ExitStack() as stack:
+        kept = stack.enter_context(kept_log())
         scenario = build_scenario(config, folders)
         rows = _rows(scenario, names["scenario"])
         joint = joint_matrix(config["reference"], names["scenario"], len(rows))
         kind = SeriesRun if scenario.tasks else StreamRun
         course = kind(config, scenario, progress)
         began = time.perf_counter()
-        try:
-            weights = read_encoder(out) if saved else None
-            if weights is None:
-                weights = pretrain(
-                    config,
-                    scenario,
-                    lambda epochs: progress.start("pre-training", seeds["seed"], epochs, "epochs"),
-                    progress.advance,
-                )
-        finally:
-            progress.stop()
+        stack.callback(progress.stop)
+        saved = load_saved(out, seeds) if config["resume"] == "auto" else None
+        weights = read_encoder(out) if saved else None
+        if weights is None:
+            weights = pretrain(
+                config,
+                scenario,
+                lambda epochs: progress.start("pre-training", seeds["seed"], epochs, "epochs"),
+                progress.advance,
+            )
+        progress.stop()
         if weights is not None:  # built anew, seeds and all: as if they had been there at once
             course = kind(config, scenario, progress, weights)
-        position = saved and saved["record"]
-        record = Record(out, config, digest, names, kept, began, position)
-    if weights is not None and not saved:
-        record.encoder(weights)
+        stack.enter_context(locked(out))
+        record = Record(out, config, digest, names, kept, began, saved and saved["record"])
+        stack.callback(record.close)
+        stack.enter_context(told(out, record.status))
+        if weights is not None and not saved:
+            record.encoder(weights)
 
-    def whole() -> State:
-        return {"seeds": seeds, "record": record.position(), **course.state_dict()}
+        def whole() -> State:
+            return {"seeds": seeds, "record": record.position(), **course.state_dict()}
 
-    keeper = Keeper(out, **config["checkpoint"], whole=whole)
-    try:
+        keeper = Keeper(out, **config["checkpoint"], whole=whole)
         with keeper.listening() if course.resumable else nullcontext():
             matrix = course.learn(record, names["strategy"], keeper, saved)
         learner = course.learner
@@ -149,21 +153,24 @@ def run(
         record.finish(result, matrix)
         checkpoint.remove(out)
         progress.finished(out, result)
+    return result
+
+
+@contextmanager
+def told(out: Path, status: Status) -> Iterator[None]:
+    """Tell status and log how a run ends; errors of a full disk become one that says so."""
+    try:
+        yield
     except Interrupted as stop:
         log.info("%s", stop)
+        status.set("stopped", reason=str(stop))
         raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            log.exception("the run broke off")
-            raise
-        raise TrainingError(
-            f"out={out}: no space is left there ({error.strerror}); free some, and the same "
-            "command goes on from the last checkpoint"
-        ) from error
-    except Exception:
+    except Exception as error:
         log.exception("the run broke off")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TrainingError(
+                f"out={out}: no space is left there ({error.strerror}); free some, and the same "
+                "command goes on from the last checkpoint"
+            ) from error
+        status.set("failed", reason=f"{type(error).__name__}: {error}")
         raise
-    finally:
-        progress.stop()
-        record.close()
-    return result

@@ -18,12 +18,16 @@ from clplat.scenario import Scenario
 
 
 class Epochs(SupervisedPlugin):
-    """Tells the record and the progress bar of each epoch that ends."""
+    """Tells the record and the progress bar of each epoch that ends, and gives signs of life."""
 
     def __init__(self, training: TrainingScore, advance: Callable[[], None]):
         super().__init__()
         self.training, self.advance = training, advance
         self.record: Record | None = None
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        if self.record is not None:
+            self.record.status.alive()
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         clock, losses = strategy.clock, getattr(strategy, "losses", [])

@@ -39,7 +39,7 @@ def test_plugins_optimizers_and_avalanche_are_allowed(name):
         "joblib.load",
         "hydra.utils.call",
         "clplat.run.run",
-        "clplat.record.write_atomically",
+        "clplat.directory.write_atomically",
         "avalanche.checkpointing.maybe_load_checkpoint",
         "strategiesx.replay",
         "nowhere_at_all.X",

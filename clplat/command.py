@@ -7,6 +7,7 @@ message about a mistyped key come at once.
 import os
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from clplat.directory import already_done
 from clplat.errors import InputError, Interrupted, TrainingError
 from clplat.help import user_folders
 from clplat.several import combined_name, expanded
+from clplat.sweep import Outcome, Summary, isolated, note
 
+TRACE = "CLPLAT_FULL_ERROR"  # what HYDRA_FULL_ERROR was, which we set ourselves
 EXPLAINED = (InputError, TrainingError, HydraException, OmegaConfBaseException, YAMLError)
 
 
@@ -56,8 +59,40 @@ def default_out(names: dict[str, str], digest: str, config: dict[str, Any]) -> P
     return Path("runs", *(part.replace("/", "_") for part in parts), digest, seeds)
 
 
-def one_run(node: DictConfig) -> None:
-    """Check a composed config, then run it."""
+@dataclass(frozen=True)
+class Run:
+    """A run as the command line asks for it, once its config has passed the check."""
+
+    config: dict[str, Any]
+    names: dict[str, str]
+    digest: str
+    out: Path
+    folders: list[Path]
+
+    def carry_out(self) -> str:
+        """Whether it is "finished" now, or was already, "skipped"."""
+        from clplat.progress import RunProgress
+
+        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        progress = RunProgress(HydraConfig.get().job.num if sweep else None)
+        if already_done(self.out, self.digest, {key: self.config[key] for key in SEEDS}):
+            progress.skipped(self.out)
+            return "skipped"
+        with progress.loading():
+            from clplat.run import run
+        run(
+            self.config,
+            out=self.out,
+            digest=self.digest,
+            names=self.names,
+            folders=self.folders,
+            progress=progress,
+        )
+        return "finished"
+
+
+def checked(node: DictConfig) -> Run:
+    """The run of a composed config; InputError for what is wrong with it."""
     for key in sorted(OmegaConf.missing_keys(node)):
         raise InputError(f"{key}: has no default and is not given; set {key}=<value>")
     config: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
@@ -69,20 +104,33 @@ def one_run(node: DictConfig) -> None:
     digest = config_digest(node)
     out = Path(config["out"]) if config["out"] else default_out(names, digest, config)
     config["out"] = str(out)
-
-    from clplat.progress import RunProgress
-
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    progress = RunProgress(HydraConfig.get().job.num if sweep else None)
-    if already_done(out, digest, {key: config[key] for key in SEEDS}):
-        progress.skipped(out)
-        return
-    with progress.loading():
-        from clplat.run import run
-    run(config, out=out, digest=digest, names=names, folders=folders, progress=progress)
+    return Run(config, names, digest, out, folders)
 
 
-def explain(error: Exception) -> str:
+def in_sweep(node: DictConfig) -> None:
+    """One run of a sweep, which fails or dies without the others."""
+    import clplat.run  # noqa: F401 - once, before processes are split off
+
+    outcome = isolated(lambda: outcome_of(node))
+    note(HydraConfig.get().job.num, HydraConfig.get().job.override_dirname, outcome)
+    if outcome.state == "stopped":
+        raise Interrupted(outcome.status - 128, saved=bool(outcome.out))
+
+
+def outcome_of(node: DictConfig) -> Outcome:
+    out = ""
+    try:
+        run = checked(node)
+        out = str(run.out)
+        return Outcome(run.carry_out(), out=out)
+    except (*EXPLAINED, Interrupted) as error:
+        if full_trace():
+            traceback.print_exc()
+        state = "stopped" if isinstance(error, Interrupted) else "failed"
+        return Outcome(state, status(error), explain(error), out)
+
+
+def explain(error: BaseException) -> str:
     """The message without the trace, and the cause where the message alone does not say it."""
     cause = error.__cause__
     text = str(error).strip()
@@ -91,50 +139,48 @@ def explain(error: Exception) -> str:
     return text
 
 
-def status(error: Exception) -> int:
+def status(error: BaseException) -> int:
     """2 for what the user can mend before anything is run, 1 for a run that broke off."""
     if isinstance(error, Interrupted):
         return 128 + error.number
     return 1 if isinstance(error, TrainingError) else 2
 
 
+def full_trace() -> bool:
+    return os.environ.get(TRACE, "0") not in ("", "0")
+
+
 def run_command() -> None:
     """Run what the command line says: exit status 0, 1 if a run broke off, 2 for bad input."""
-    full_trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ[TRACE] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints the error its way and exits with 1
     Plugins.instance().register(UserConfigs)
-    begun: list[DictConfig] = []
-    failures: list[Exception] = []
-
-    def failed(error: Exception) -> None:
-        failures.append(error)
-        if full_trace:
-            traceback.print_exc()
+    Summary.status = None
+    alone: list[Outcome] = []
 
     def attempt(node: DictConfig) -> None:
-        """A run that fails in a way that we can explain must not end a sweep."""
-        begun.append(node)
-        try:
-            one_run(node)
-        except EXPLAINED as error:
-            failed(error)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            in_sweep(node)
+        else:
+            alone.append(outcome_of(node))
 
     try:
         sys.argv[1:] = expanded(sys.argv[1:])
         hydra.main(version_base="1.3", config_path="pkg://clplat.conf", config_name="config")(
             attempt
         )()
-    except (*EXPLAINED, Interrupted) as error:
-        failed(error)
-    if not begun and not failures and {"-m", "--multirun"} & set(sys.argv):
-        swept = " ".join(a for a in sys.argv[1:] if not a.startswith("-"))
-        failures.append(
-            InputError(
+        if Summary.status is not None and not Summary.runs:
+            swept = " ".join(a for a in sys.argv[1:] if not a.startswith("-"))
+            raise InputError(
                 f"-m {swept}: no run came of it; a sweep over nothing, such as glob(*) on a key "
                 "that is no group, has no values; list them: key=a,b"
             )
-        )
-    for error in failures:
-        print(f"clplat: {explain(error)}", file=sys.stderr)
-    if failures:
-        sys.exit(max(map(status, failures)))
+    except (*EXPLAINED, Interrupted) as error:
+        if full_trace():
+            traceback.print_exc()
+        alone.append(Outcome("failed", status(error), explain(error)))
+    for outcome in alone:
+        if outcome.reason:
+            print(f"clplat: {outcome.reason}", file=sys.stderr)
+    if code := max([Summary.status or 0, *(outcome.status for outcome in alone)]):
+        sys.exit(code)

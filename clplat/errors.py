@@ -21,11 +21,15 @@ class TrainingError(RuntimeError):
     """A run that cannot go on, such as a loss that is not finite; exit status 1."""
 
 
-class Interrupted(Exception):
-    """A run that stopped, once it was saved, because a signal asked it to; status 128 + signal."""
+class Interrupted(BaseException):
+    """A run that stopped, once it was saved, because a signal asked it to; status 128 + signal.
 
-    def __init__(self, number: int):
-        super().__init__(
-            f"stopped by {Signals(number).name}, and saved; the same command goes on from there"
-        )
+    As KeyboardInterrupt it is no Exception, which Hydra would keep until a sweep is over.
+    """
+
+    def __init__(self, number: int, saved: bool = True):
+        how = ", and saved; the same command goes on from there"
+        if not saved:
+            how = " before there was anything to save"
+        super().__init__(f"stopped by {Signals(number).name}{how}")
         self.number = number

@@ -8,6 +8,7 @@ from avalanche.models.dynamic_modules import MultiTaskModule
 
 from clplat.adapter import TemplateStrategy
 from clplat.backbones.heads import Cosine, Growing, Multi, NearestMean
+from clplat.backbones.kernel import Kernel
 from clplat.backbones.learned_prototypes import LearnedPrototypes
 from clplat.backbones.levels import Levels
 from clplat.backbones.local_similarity import LocalSimilarity
@@ -32,8 +33,15 @@ ONE_ANSWER = (
 
 def check_fit(model: Any, head: Any, strategy: Any, scenario: Scenario) -> None:
     """Refuse a head or a strategy that this scenario or this model cannot serve."""
-    _check_head(head, scenario)
     parts = parts_of(strategy)
+    for part in parts:
+        _check_needs(part, scenario)
+    _check_head(head, scenario)
+    if isinstance(head, Kernel) and not any(getattr(p, "gives_coresets", False) for p in parts):
+        raise InputError(
+            f"head=kernel: {name_of(parts[0])} gives it no samples to solve for its answers with; "
+            "set strategy=kcl or gkcl, or head=auto"
+        )
     if isinstance(head, Prototypes) and not any(getattr(part, "frozen", False) for part in parts):
         raise InputError(
             f"head=prototypes: {name_of(parts[0])} trains the encoder, and the prototypes of "
@@ -46,7 +54,6 @@ def check_fit(model: Any, head: Any, strategy: Any, scenario: Scenario) -> None:
             f"and this scenario is one stream without boundaries; choose head=single, {BOUNDED}"
         )
     for part in parts:
-        _check_needs(part, scenario)
         if hasattr(part, "check"):
             part.check(scenario)
         if hasattr(part, "check_model"):

@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from clplat import checkpoint
 from clplat.errors import Interrupted
+from clplat.signals import handled
 from clplat.state import State
 
 log = logging.getLogger("clplat")
 
 SHARE = 0.02  # of the time, at most, goes into saving at intervals of seconds
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Keeper:
@@ -58,20 +57,9 @@ class Keeper:
     def listening(self) -> Iterator[None]:
         """The first SIGTERM or SIGINT asks the run to stop; the second ends it at once."""
 
-        def ask(number: int, frame: Any) -> None:
+        def ask(number: int) -> None:
             self.signal = number
-            for name, handler in before.items():
-                signal.signal(name, handler)
             log.info("asked to stop by %s: saving first", signal.Signals(number).name)
 
-        before = {}
-        try:
-            for name in SIGNALS:
-                before[name] = signal.signal(name, ask)
-        except ValueError:  # not in the main thread, where no handler can be set
-            before = {}
-        try:
+        with handled(ask):
             yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)

@@ -90,6 +90,8 @@ class Record:
             kept.setTarget(self._log)
             kept.flush()
         for name in LOGGERS:
+            if kept is not None:
+                logging.getLogger(name).removeHandler(kept)  # or all would be logged twice
             logging.getLogger(name).addHandler(self._log)
             logging.getLogger(name).setLevel(logging.INFO)
         self.status = Status(out)

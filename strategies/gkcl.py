@@ -38,6 +38,7 @@ class GKCL(SupervisedPlugin):
     """
 
     needs_boundaries = True
+    gives_coresets = True  # to a kernel head
     needs_task_labels = True
     one_target = True
     keeps_samples = False

@@ -86,6 +86,7 @@ class KCL(SupervisedPlugin):
     """
 
     needs_boundaries = True
+    gives_coresets = True  # to a kernel head
     needs_task_labels = True
     one_target = True
     keeps_samples = True

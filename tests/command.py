@@ -29,7 +29,7 @@ class Command:
     """`command("strategy=ewc seed=1")` is `clplat strategy=ewc seed=1` in the current folder."""
 
     monkeypatch: pytest.MonkeyPatch
-    capsys: pytest.CaptureFixture[str]
+    capfd: pytest.CaptureFixture[str]
 
     def __call__(self, arguments: str) -> Outcome:
         self.monkeypatch.setattr(sys, "argv", ["clplat", *shlex.split(arguments)])
@@ -37,10 +37,10 @@ class Command:
         self.monkeypatch.setitem(os.environ, "HYDRA_FULL_ERROR", "0")
         for name in mine():
             del sys.modules[name]
-        self.capsys.readouterr()
+        self.capfd.readouterr()
         status = 0
         try:
             main()
         except SystemExit as stop:
             status = int(stop.code or 0)
-        return Outcome(status, *self.capsys.readouterr())
+        return Outcome(status, *self.capfd.readouterr())

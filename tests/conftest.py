@@ -249,8 +249,8 @@ def resume_and_compare(
 
 @pytest.fixture
 def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Command:
     """The command line, called from an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
+    return Command(monkeypatch, capfd)

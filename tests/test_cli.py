@@ -34,7 +34,9 @@ def test_a_run_leaves_the_whole_run_directory(command):
         "metrics.jsonl",
         "accuracy_matrix.npy",
         "result.json",
+        "lock",
         "run.log",
+        "status.json",
     }
     assert np.load("runs/a/accuracy_matrix.npy").shape == (3, 2)
 
@@ -75,7 +77,7 @@ def test_a_finished_run_is_not_run_again(command):
     assert Path("runs/a/result.json").stat().st_mtime_ns == before
 
 
-def test_a_run_that_broke_off_is_begun_anew_in_its_directory(command):
+def test_a_run_that_broke_off_before_it_was_saved_is_begun_anew(command):
     command(f"out=runs/a {QUICK}")
     expected = result("runs/a")["accuracy"]
     Path("runs/a/result.json").unlink()

@@ -39,7 +39,7 @@ COMPANIONS = {
     "hypernet=kernels": ("backbone=convnet",),
     "strategy=gere": ("scenario=text", *TOKENS, "backbone.vocabulary=256", "head=single"),
     "strategy=kcl": ("scenario.task_labels=true",),
-    "strategy=gkcl": ("scenario.task_labels=true",),
+    "strategy=gkcl": ("scenario.task_labels=true", "strategy.generator_steps=2"),
     "head=kernel": ("strategy=kcl", "scenario.task_labels=true"),
     "strategy=podnet": ("backbone=convnet",),
     "strategy=several": ("+strategy@strategy.replay=replay", "+strategy@strategy.lwf=lwf"),

@@ -219,11 +219,11 @@ def test_a_task_that_comes_again_keeps_its_classes_and_replays_those_of_others(
     fits, fit = [], GKCL._fit
     monkeypatch.setattr(GKCL, "_fit", lambda *given: (fits.append(given[4:]), fit(*given)))
     strategy, stream = make(), clusters(task_labels=True).train_stream
-    trained(make_learner, [stream[0], stream[1], stream[0]], strategy, epochs=1)
+    learner = trained(make_learner, [stream[0], stream[1], stream[0]], strategy, epochs=1)
     assert strategy.classes == {0: [0, 1], 1: [2, 3]}
     assert fits == [(2, []), (2, [0, 1]), (2, [2, 3])]
     strategy.classes[2] = [1]  # as if the task had come with another class before
-    trained(make_learner, stream[2:], strategy, epochs=1)
+    learner.train(stream[2])
     assert strategy.classes[2] == [1, 4, 5]
 
 
@@ -254,11 +254,11 @@ def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare)
 
 def test_a_loaded_state_is_not_written_to(clusters, make_learner):
     stream, strategy, other = clusters(task_labels=True).train_stream, make(), make()
-    trained(make_learner, stream[:1], strategy, epochs=1)
+    model = trained(make_learner, stream[:1], strategy, epochs=1).model
     state = strategy.state_dict()
     before = copy.deepcopy(state["generator"])
     other.load_state_dict(state)
-    trained(make_learner, stream[1:], other, epochs=1)
+    trained(make_learner, stream[1:], other, model=model, epochs=1)
     assert all(torch.equal(state["generator"][name], before[name]) for name in before)
 
 

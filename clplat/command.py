@@ -27,6 +27,7 @@ from clplat.digest import SEEDS, config_digest
 from clplat.directory import already_done
 from clplat.errors import InputError, Interrupted, TrainingError
 from clplat.help import user_folders
+from clplat.seeds import with_seeds
 from clplat.several import combined_name, expanded
 from clplat.sweep import Outcome, Summary, isolated, note
 
@@ -146,6 +147,14 @@ def status(error: BaseException) -> int:
     return 1 if isinstance(error, TrainingError) else 2
 
 
+def aggregate(runs: list[Path]) -> None:
+    """Print mean and standard deviation over the seeds of runs that are finished."""
+    from clplat.report import find_runs, print_table
+
+    if runs:
+        print_table(find_runs(runs))
+
+
 def full_trace() -> bool:
     return os.environ.get(TRACE, "0") not in ("", "0")
 
@@ -165,7 +174,8 @@ def run_command() -> None:
             alone.append(outcome_of(node))
 
     try:
-        sys.argv[1:] = expanded(sys.argv[1:])
+        asked = sys.argv[1:]
+        sys.argv[1:] = with_seeds(expanded(asked))
         hydra.main(version_base="1.3", config_path="pkg://clplat.conf", config_name="config")(
             attempt
         )()
@@ -175,6 +185,8 @@ def run_command() -> None:
                 f"-m {swept}: no run came of it; a sweep over nothing, such as glob(*) on a key "
                 "that is no group, has no values; list them: key=a,b"
             )
+        if any(argument.startswith("seeds=") for argument in asked):
+            aggregate(Summary.done)
     except (*EXPLAINED, Interrupted) as error:
         if full_trace():
             traceback.print_exc()

@@ -156,6 +156,19 @@ def tensorboard_link(port: int = 6006) -> str:
     return f"http://localhost:{port}/?{query}#timeseries"
 
 
+def print_table(runs: Runs) -> tuple[Console, dict[str, Runs], str]:
+    """Print means and deviations over seeds.
+
+    Returns where it was printed, the runs by configuration and the names of their scenarios.
+    """
+    groups = by_configuration(runs)
+    scenarios = ", ".join(sorted({result["scenario"] for _, result in runs}))
+    # Elsewhere than in a terminal a table takes the width that it needs.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    console.print(table(groups, f"{scenarios}: mean ± standard deviation over seeds"))
+    return console, groups, scenarios
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m clplat.report",
@@ -176,11 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    groups = by_configuration(runs)
-    scenarios = ", ".join(sorted({result["scenario"] for _, result in runs}))
-    # Elsewhere than in a terminal a table takes the width that it needs.
-    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
-    console.print(table(groups, f"{scenarios}: mean ± standard deviation over seeds"))
+    console, groups, scenarios = print_table(runs)
     if options.experiences:
         console.print(by_experience(groups, "score on each experience after the last one"))
     folder = options.out or options.folders[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -121,6 +121,7 @@ class Summary(Callback):
 
     status: int | None = None  # of the last sweep of this process; None: there was none
     runs = 0  # of it
+    done: ClassVar[list[Path]] = []  # the directories of those that are finished
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         Summary.status = Summary.runs = 0
@@ -133,6 +134,7 @@ class Summary(Callback):
         found = outcomes(Path(os.environ[PLACE]))
         Summary.status = max((line["status"] for line in found), default=0)
         Summary.runs = len(found)
+        Summary.done = [Path(line["out"]) for line in found if line["state"] in DONE]
         if len(found) > 1:
             Console(stderr=True, highlight=False).print(
                 summary(found), soft_wrap=True, markup=False

@@ -234,7 +234,7 @@ class Cyclical(SupervisedPlugin):
         strategy.dataloader = self._batches
         place, self._place = self._place, None
         if place is not None and place["experience"] == strategy.clock.train_exp_counter:
-            self._go_on(place)
+            self._go_on(self._batches, place)
         else:
             self._losses = self._score(strategy, columns)
         self._experience = strategy.clock.train_exp_counter
@@ -283,9 +283,9 @@ class Cyclical(SupervisedPlugin):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._place, self.measured = state["place"], dict(state["measured"])
         if self._batches is not None and self._place is not None:  # in the midst of an experience
-            self._go_on(self._place)
+            self._go_on(self._batches, self._place)
             self._place = None
 
-    def _go_on(self, place: dict[str, Any]) -> None:
-        self._losses, self._batches.epoch = place["losses"], place["epoch"]
-        self._batches.rest = place["rest"].to(self._batches.rest.device)
+    def _go_on(self, batches: CurriculumBatches, place: dict[str, Any]) -> None:
+        self._losses, batches.epoch = place["losses"], place["epoch"]
+        batches.rest = place["rest"].to(batches.rest.device)

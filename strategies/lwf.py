@@ -77,8 +77,8 @@ class LwF(SupervisedPlugin):
         else:
             new = {0: strategy.mb_output}
         for task, columns in self._columns.items():
-            pair = (logits[task].index_select(1, columns).float() for logits in (new, old))
-            distilled = distillation(*pair, self.temperature)
+            ours, theirs = (z[task].index_select(1, columns).float() for z in (new, old))
+            distilled = distillation(ours, theirs, self.temperature)
             strategy.loss = strategy.loss.add(distilled, alpha=self.strength)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -135,7 +135,7 @@ class Summary(Callback):
         Summary.status = max((line["status"] for line in found), default=0)
         Summary.runs = len(found)
         Summary.done = [Path(line["out"]) for line in found if line["state"] in DONE]
-        if len(found) > 1:
+        if len(found) > 1 or Summary.status:
             Console(stderr=True, highlight=False).print(
                 summary(found), soft_wrap=True, markup=False
             )

@@ -474,14 +474,14 @@ def test_a_joint_run_of_the_same_tasks_serves_as_the_reference_of_intransigence(
     assert result("runs/a")["intransigence"] == pytest.approx(expected)
 
 
-def test_the_report_shows_runs_over_tasks(command, capsys):
+def test_the_report_shows_runs_over_tasks(command, capfd):
     arguments = f"{QUICK} train.epochs=1"
     for seed in (0, 1):
         assert command(f"{arguments} seed={seed} out=runs/finetune/seed_{seed}").status == 0
     assert command(f"{arguments} strategy=latest_replay out=runs/replay/seed_0").status == 0
-    capsys.readouterr()
+    capfd.readouterr()
     report(["runs"])
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     assert "cfsl/classes_and_samples_4" in text.splitlines()[0]
     header = next(line for line in text.splitlines() if "strategy" in line)
     for column in ("runs", "accuracy", "over tasks", "cross-entropy", "ATM", "MACs"):

@@ -81,6 +81,14 @@ def test_the_summary_counts_and_names_what_did_not_finish(tmp_path):
     ]
 
 
+def test_a_sweep_of_one_run_says_why_it_failed(command):
+    outcome = command("-m optimizer.lr=-1")
+    assert outcome.status == 2
+    assert "1 runs: 1 failed\n[1] optimizer.lr=-1: optimizer.lr=-1: expected a number above 0" in (
+        outcome.err
+    )
+
+
 def test_a_run_that_dies_leaves_the_others_and_the_command_fails(command, tmp_path):
     mine = tmp_path / "mylab"
     (mine / "strategy").mkdir(parents=True)

@@ -106,6 +106,12 @@ def ordered(strategy: Any) -> bool:
     return getattr(strategy.experience, "ordered", False)
 
 
+def experience_columns(strategy: Any) -> Columns:
+    """All samples of the current experience at once, as `experience_batches` gives them."""
+    batches = zip(*experience_batches(strategy), strict=True)
+    return [torch.cat(column) for column in batches]
+
+
 def experience_batches(strategy: Any, batch_size: int | None = None) -> Iterable[Columns]:
     """The current experience's samples in order, in the form that `stored_inputs` gives."""
     dataset, size = strategy.experience.dataset, batch_size or strategy.eval_mb_size

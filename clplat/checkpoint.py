@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from clplat.directory import CHECKPOINT, EARLIER_CHECKPOINT
+from clplat.directory import CHECKPOINT, EARLIER_CHECKPOINT, write_beside
 from clplat.state import State
 
 log = logging.getLogger("clplat")
@@ -23,16 +23,7 @@ def save(out: Path, state: State) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     body = buffer.getbuffer()
-    beside = out / (CHECKPOINT + ".tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n")
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        beside.unlink(missing_ok=True)  # a disk may be full
-        raise
+    beside = write_beside(out / CHECKPOINT, _line(body), body)
     if (out / CHECKPOINT).exists():
         os.replace(out / CHECKPOINT, out / EARLIER_CHECKPOINT)
     os.replace(beside, out / CHECKPOINT)
@@ -56,12 +47,16 @@ def remove(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
+def _line(body: Any) -> bytes:
+    return MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n"
+
+
 def _read(path: Path) -> Any:
     with open(path, "rb") as file:
         line, body = file.readline(len(MAGIC) + 65), file.read()
     if not line.startswith(MAGIC):
         raise ValueError("not a checkpoint of this version")
-    if line != MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n":
+    if line != _line(body):
         raise ValueError("damaged: its contents are not those of its digest")
     where = None if torch.cuda.is_available() else "cpu"
     try:

@@ -16,15 +16,27 @@ CHECKPOINT, EARLIER_CHECKPOINT = "checkpoint.pt", "checkpoint_before.pt"
 DIGEST_LINE = "# digest: "
 
 
-def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
-    """All of the data or nothing: to a file beside it, to the disk if `durable`, then renamed."""
+def write_beside(path: Path, *parts: Any, durable: bool = True) -> Path:
+    """Write bytes to a file beside `path`, which is to be renamed to it; to the disk if `durable`.
+
+    Nothing is left of what cannot be written whole, for a disk may be full.
+    """
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.writelines(parts)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    return beside
+
+
+def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
+    """All of the data or nothing: to a file beside it, then renamed."""
+    os.replace(write_beside(path, data, durable=durable), path)
 
 
 def read_digest(out: Path) -> str | None:

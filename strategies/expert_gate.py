@@ -33,6 +33,7 @@ from clplat.backbones.heads import MASKED
 from clplat.batches import experience_batches, prepared
 from clplat.errors import InputError, at_least
 from clplat.grown import leading
+from clplat.modes import frozen_copy
 from strategies.importance import Weights
 from strategies.lwf import distillation
 
@@ -140,7 +141,7 @@ class ExpertGate(SupervisedPlugin):
             self._begin(strategy)
         self.begun, self._teacher = True, None
         if self.related is not None:
-            teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
+            teacher = frozen_copy(strategy.model)
             give(teacher, self.experts[self.related])
             self._teacher = teacher
 

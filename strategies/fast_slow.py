@@ -34,6 +34,7 @@ from clplat.memory import Memory
 from strategies.importance import Weights, samples
 from strategies.mas import sensitivity
 from strategies.quadratic import add_penalty, add_quadratics
+from strategies.replay import check_room
 
 
 def weights_of(model: nn.Module, like: Weights) -> Weights:
@@ -78,12 +79,8 @@ class FastSlow(SupervisedPlugin):
 
     def check(self, scenario: Any) -> None:
         """Refuse a memory that cannot hold one sample of each class."""
-        if scenario.head is None and self.memory.capacity < scenario.n_classes:
-            raise InputError(
-                f"strategy.capacity={self.memory.capacity}: FastSlow keeps at least one sample of "
-                f"each of the scenario's {scenario.n_classes} classes; set "
-                f"strategy.capacity={scenario.n_classes} or more"
-            )
+        if scenario.head is None:
+            check_room("FastSlow", self.memory.capacity, scenario)
 
     @contextmanager
     def slow_weights(self, model: nn.Module) -> Iterator[None]:

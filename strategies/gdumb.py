@@ -23,6 +23,7 @@ from clplat.data import Columns
 from clplat.errors import InputError, at_least
 from clplat.grown import extended
 from clplat.snapshot import STATISTICS
+from strategies.replay import check_room
 
 
 class GreedyMemory:
@@ -122,12 +123,7 @@ class GDumb(SupervisedPlugin):
 
     def check(self, scenario: Any) -> None:
         """Refuse a memory that cannot hold one sample of each class."""
-        if self.memory.capacity < scenario.n_classes:
-            raise InputError(
-                f"strategy.capacity={self.memory.capacity}: GDumb keeps at least one sample of "
-                f"each of the scenario's {scenario.n_classes} classes; set "
-                f"strategy.capacity={scenario.n_classes} or more"
-            )
+        check_room("GDumb", self.memory.capacity, scenario)
 
     def check_model(self, model: Any) -> None:
         """Refuse a network that is given its weights task by task."""

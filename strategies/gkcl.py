@@ -19,12 +19,12 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from clplat.batches import experience_batches, prepared
+from clplat.batches import experience_columns, prepared
 from clplat.data import Columns
 from clplat.errors import InputError, at_least
 from strategies.conditional_vae import ConditionalVAE
 from strategies.contrastive import supervised_contrastive
-from strategies.kcl import check_head, check_tasks, joined, parted, solve
+from strategies.kcl import check_head, check_tasks, joined, parted, solve, task_of
 
 BATCH = 128  # of fitting the generator
 
@@ -86,7 +86,7 @@ class GKCL(SupervisedPlugin):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if self.fitted:
             return
-        x, y, _ = (torch.cat(column) for column in zip(*experience_batches(strategy), strict=True))
+        x, y, _ = experience_columns(strategy)
         x, y = prepared(strategy, x.to(strategy.device), False), y.to(strategy.device)
         if self.generator is None:
             self.shape = list(x.shape[1:])
@@ -95,7 +95,7 @@ class GKCL(SupervisedPlugin):
         new = {int(label) for label in strategy.experience.classes_in_this_experience}
         earlier = {c for classes in self.classes.values() for c in classes} - new
         self._fit(self.generator, x.flatten(1), y, len(new), sorted(earlier))
-        task = self._task(strategy)
+        task = task_of(strategy)
         self.classes[task] = sorted(new | {*self.classes.get(task, [])})
         self.fitted = True
 
@@ -135,12 +135,8 @@ class GKCL(SupervisedPlugin):
         generator = self.generator.to(labels.device)  # a restored one may lie elsewhere
         return generator.generate(labels, self._noise(labels, source)).unflatten(1, self.shape)
 
-    @staticmethod
-    def _task(strategy: Any) -> int:
-        return int(strategy.experience.task_labels[0])
-
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        task = self._task(strategy)
+        task = task_of(strategy)
         labels = _of_each(self.classes[task], self.samples, strategy.device)
         self._batch = joined(strategy, self._generate(labels), labels, task)
 

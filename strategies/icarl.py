@@ -22,12 +22,11 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-from clplat.batches import Batches, experience_batches, prepared
+from clplat.batches import Batches, experience_columns, prepared
 from clplat.data import Columns
-from clplat.errors import InputError
 from clplat.memory import Memory
 from clplat.modes import in_evaluation
-from strategies.replay import Replay
+from strategies.replay import Replay, check_room
 
 
 def wanted_outputs(labels: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -67,15 +66,10 @@ class ICaRL(SupervisedPlugin):
 
     def check(self, scenario: Any) -> None:
         """Refuse a memory that cannot hold one exemplar of each class."""
-        if self.memory.capacity < scenario.n_classes:
-            raise InputError(
-                f"strategy.capacity={self.memory.capacity}: iCaRL keeps at least one exemplar of "
-                f"each of the scenario's {scenario.n_classes} classes; set "
-                f"strategy.capacity={scenario.n_classes} or more"
-            )
+        check_room("iCaRL", self.memory.capacity, scenario, "exemplar")
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        columns = [torch.cat(c) for c in zip(*experience_batches(strategy), strict=True)]
+        columns = experience_columns(strategy)
         new = columns[1].unique().tolist()
         if len(self.memory):
             exemplars = self.memory.all()

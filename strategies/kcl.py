@@ -18,10 +18,15 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from clplat.backbones.kernel import Kernel
-from clplat.batches import experience_batches, prepared
+from clplat.batches import experience_columns, prepared
 from clplat.data import Columns
 from clplat.errors import InputError, at_least
 from clplat.modes import in_evaluation
+
+
+def task_of(strategy: Any) -> int:
+    """The one task of the current experience."""
+    return int(strategy.experience.task_labels[0])
 
 
 def balanced_draw(places: dict[int, list[int]], count: int) -> Tensor:
@@ -127,14 +132,10 @@ class KCL(SupervisedPlugin):
 
     def _keep(self, strategy: Any) -> None:
         """Take this experience's samples into the coreset of its task."""
-        x, y, _ = (torch.cat(column) for column in zip(*experience_batches(strategy), strict=True))
-        new, task = [x[self.kept], y[self.kept]], self._task(strategy)
+        x, y, _ = experience_columns(strategy)
+        new, task = [x[self.kept], y[self.kept]], task_of(strategy)
         old = self.coresets.get(task, [column[:0] for column in new])
         self.coresets[task] = [torch.cat(pair) for pair in zip(old, new, strict=True)]
-
-    @staticmethod
-    def _task(strategy: Any) -> int:
-        return int(strategy.experience.task_labels[0])
 
     def _coreset(self, strategy: Any, task: int, training: bool) -> tuple[Tensor, Tensor]:
         # Restored ones may lie elsewhere.
@@ -142,7 +143,7 @@ class KCL(SupervisedPlugin):
         return prepared(strategy, x, training), y
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        task = self._task(strategy)
+        task = task_of(strategy)
         self._batch = joined(strategy, *self._coreset(strategy, task, True), task)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:

@@ -1,6 +1,5 @@
 """Learning without forgetting (Li & Hoiem 2016): keep the old model's answers on new data."""
 
-import copy
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from clplat.errors import InputError
 from clplat.grown import leading
+from clplat.modes import frozen_copy
 from clplat.taps import Tap
 
 
@@ -85,7 +85,7 @@ class LwF(SupervisedPlugin):
         if self._tap is not None:
             self._tap.close()
             self._tap = None
-        self.teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
+        self.teacher = frozen_copy(strategy.model)
         multi = is_multi_task_module(strategy.model)
         dataset = strategy.experience.dataset
         for task in dataset.targets_task_labels.uniques if multi else [0]:
@@ -106,7 +106,7 @@ def _by_task(model: nn.Module, x: Tensor) -> dict[int, Tensor]:
 
 def _copy_with(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """A frozen copy of a model with a saved state, which may be of before the model grew."""
-    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    teacher = frozen_copy(model)
     for name, tensor in teacher.state_dict().items():
         if name in state:
             leading(tensor, state[name]).copy_(state[name])

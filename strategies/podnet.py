@@ -15,7 +15,6 @@ trained on the memory (augmented; by SGD without weight decay: our reading) with
 the encoder in evaluation mode.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +28,12 @@ from clplat.backbones.local_similarity import LocalSimilarity
 from clplat.batches import Batches, experience_batches, prepared
 from clplat.errors import InputError, at_least
 from clplat.memory import Memory
+from clplat.modes import frozen_copy
 from clplat.precision import autocast
 from clplat.taps import Tap
 from strategies.kmeans import k_means, spread
 from strategies.pooled import pod_flat, pod_spatial
-from strategies.replay import Replay
+from strategies.replay import Replay, check_room
 
 
 def hinged_nca(logits: Tensor, targets: Tensor, margin: Tensor) -> Tensor:
@@ -117,12 +117,7 @@ class PODNet(SupervisedPlugin):
 
     def check(self, scenario: Any) -> None:
         """Refuse a memory that cannot hold one sample of each class."""
-        if self.memory.capacity < scenario.n_classes:
-            raise InputError(
-                f"strategy.capacity={self.memory.capacity}: PODNet keeps at least one sample of "
-                f"each of the scenario's {scenario.n_classes} classes; set "
-                f"strategy.capacity={scenario.n_classes} or more"
-            )
+        check_room("PODNet", self.memory.capacity, scenario)
 
     def check_model(self, model: Any) -> None:
         """Refuse an encoder whose stages cannot be read, and a head without proxies."""
@@ -243,7 +238,7 @@ class PODNet(SupervisedPlugin):
 
 def _frozen(encoder: nn.Module) -> Tapped:
     """A copy that stays as it is."""
-    old = copy.deepcopy(encoder).eval().requires_grad_(False)
+    old = frozen_copy(encoder)
     if all(parameter.device.type == "cpu" for parameter in old.parameters()):
         old = old.to(memory_format=torch.channels_last)  # pooling is several times faster so
     return Tapped(old)

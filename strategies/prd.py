@@ -14,7 +14,6 @@ With distillation=0 the prototypes of earlier classes stay as they are: supervis
 learning with frozen prototypes, which the paper compares with.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from clplat.backbones.heads import MASKED
 from clplat.backbones.learned_prototypes import LearnedPrototypes
 from clplat.batches import prepared, stored_inputs
 from clplat.errors import InputError
+from clplat.modes import frozen_copy
 from clplat.precision import autocast
 from clplat.taps import Tap
 from strategies.contrastive import supervised_contrastive
@@ -118,7 +118,7 @@ class PRD(SupervisedPlugin):
         if self._tap is None:
             self._met, self._tap = model.head.met(strategy.experience), Tap(model.encoder)
         if self._saved is not None:
-            self._old = _frozen(model.encoder)
+            self._old = frozen_copy(model.encoder)
             self._old.load_state_dict(self._saved)
             self._saved = None
         other = prepared(strategy, stored_inputs(strategy), True)
@@ -163,7 +163,7 @@ class PRD(SupervisedPlugin):
         head = strategy.model.head
         self.trained = sorted({*self.trained, *head.met(strategy.experience)})
         self.old_prototypes = [head.groups[i].detach().clone() for i in self.trained]
-        self._old, self._saved = _frozen(strategy.model.encoder), None
+        self._old, self._saved = frozen_copy(strategy.model.encoder), None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -175,8 +175,3 @@ class PRD(SupervisedPlugin):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._saved, self._old = state["old"], None
         self.old_prototypes, self.trained = state["old_prototypes"], state["trained"]
-
-
-def _frozen(encoder: nn.Module) -> nn.Module:
-    """A copy that stays as it is."""
-    return copy.deepcopy(encoder).eval().requires_grad_(False)

@@ -39,6 +39,16 @@ class WithMemory:
             yield [torch.cat([b, d.to(b.device)]) for b, d in zip(batch, drawn, strict=True)]
 
 
+def check_room(name: str, capacity: int, scenario: Any, held: str = "sample") -> None:
+    """Refuse a memory that cannot hold one sample of each class, as the strategy `name` needs."""
+    if capacity < scenario.n_classes:
+        raise InputError(
+            f"strategy.capacity={capacity}: {name} keeps at least one {held} of each of the "
+            f"scenario's {scenario.n_classes} classes; set "
+            f"strategy.capacity={scenario.n_classes} or more"
+        )
+
+
 def fresh_samples(strategy: Any) -> Columns:
     """The batch's `[x, y, task]` as stored, without what was joined to it from a memory."""
     columns = (stored_inputs(strategy), strategy.mb_y, strategy.mb_task_id)

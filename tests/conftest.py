@@ -1,7 +1,6 @@
 """Fixtures that more than one test file uses: small scenarios, a small model, and both loops."""
 
 import copy
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from clplat.learner import Learner
 from clplat.prepare import Prepare
 from scenarios.streams import make_scenario
 from tests.command import Command
+from tests.handed_over import through_a_file
 
 # The same examples in every run, and as long as a busy machine needs for each.
 hypothesis.settings.register_profile("clplat", deadline=None, derandomize=True, max_examples=50)
@@ -215,12 +215,6 @@ def resume_and_compare(
     that was given its saved state; asserts equal losses and weights, and returns both strategies.
     """
 
-    def through_a_file(state: dict) -> dict:
-        file = io.BytesIO()
-        torch.save(state, file)
-        file.seek(0)
-        return torch.load(file, weights_only=True)
-
     def compare(make_strategy: Callable[[], Any], head: str = "single") -> tuple[Any, Any]:
         stream = clusters(task_labels=head == "multi").train_stream
         strategy, restored = make_strategy(), make_strategy()
@@ -243,6 +237,49 @@ def resume_and_compare(
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
         return strategy, restored
+
+    return compare
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
+    """A tiny Llama of random weights over bytes, and the folder in which it was saved."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    folder = tmp_path_factory.mktemp("llama")
+    model.save_pretrained(folder)
+    return model, str(folder)
+
+
+@pytest.fixture
+def assert_same_in_avalanche(
+    avalanche_clusters: Any, make_learner: Any, make_template: Any, weights: Any
+) -> Callable[..., None]:
+    """Asserts that a strategy trains a model to the same weights in Avalanche's own loop."""
+
+    def compare(make_model: Callable[[], Any], make: Callable[[], Any], task_labels: bool) -> None:
+        benchmark, models = avalanche_clusters(task_labels=task_labels), []
+        for make_loop in (make_learner, make_template):
+            loop = make_loop(make_model(), make())
+            torch.manual_seed(4)
+            for experience in benchmark.train_stream:
+                loop.train(experience)
+            models.append(weights(loop.model))
+        assert models[0].keys() == models[1].keys()
+        for name in models[0]:
+            torch.testing.assert_close(models[0][name], models[1][name])
 
     return compare
 

@@ -1,6 +1,5 @@
 """Memories against naive lists, iCaRL's own loop, and the distributions they promise."""
 
-import io
 from collections import Counter
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.stats import chi2
 
 from clplat.errors import InputError
 from clplat.memory import POLICIES, Memory, herding, herding_keys, rank_within, shares
+from tests.handed_over import through_a_file
 
 label_lists = st.lists(st.integers(0, 5), min_size=1, max_size=40)
 
@@ -285,20 +285,13 @@ def test_a_memory_holds_copies_without_a_graph():
 # --- saving ----------------------------------------------------------------------------------
 
 
-def saved_and_loaded(state: dict) -> dict:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_memory_that_was_saved_and_loaded_goes_on_identically(policy):
     torch.manual_seed(0)
     memory, loaded = Memory(5, policy), Memory(5, policy)
     labels = [2, 0, 0, 2, 2, 0, 1, 1, 0]
     offer(memory, labels[:6], [4])
-    loaded.load_state_dict(saved_and_loaded(memory.state_dict()))
+    loaded.load_state_dict(through_a_file(memory.state_dict()))
     keys, went_on = torch.rand(3), []
     for one in (memory, loaded):
         torch.manual_seed(1)

@@ -1,7 +1,6 @@
 """Schedules in closed form, and the plugin against PyTorch's own schedulers and a bare loop."""
 
 import copy
-import io
 import math
 from types import SimpleNamespace
 
@@ -25,6 +24,7 @@ from clplat.schedule import (
     warm_cosine,
     warmup_stable_decay,
 )
+from tests.handed_over import through_a_file
 
 shares_done = st.floats(0, 1)
 
@@ -564,13 +564,6 @@ def test_the_copy_is_let_go_when_it_has_been_put_back(clusters, mlp, make_learne
     learner = make_learner(mlp(), plugin, Holds(), epochs=EPOCHS)
     learner.train(clusters(experiences=2).train_stream)
     assert held == [False, True, False, True]
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("optimizer", [adam, momentum])

@@ -1,6 +1,5 @@
 """Several strategies in one run: as a list of plugins, and from the command line."""
 
-import io
 import json
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from strategies.ewc import EWC
 from strategies.joint import Joint
 from strategies.lwf import LwF
 from strategies.replay import Replay
+from tests.handed_over import through_a_file
 from tests.test_conf import composed
 
 
@@ -112,11 +112,8 @@ def test_the_state_of_each_is_kept(clusters, mlp, make_learner):
     several = Several(replay=Replay(6), ewc=EWC(3.0))
     learner = make_learner(mlp(), *parts_of(several))
     learner.train(clusters().train_stream[0])
-    file = io.BytesIO()
-    torch.save(several.state_dict(), file)
-    file.seek(0)
     restored = Several(replay=Replay(6), ewc=EWC(3.0))
-    restored.load_state_dict(torch.load(file, weights_only=True))
+    restored.load_state_dict(through_a_file(several.state_dict()))
     for one, other in zip(several.memory.all(), restored.memory.all(), strict=True):
         assert torch.equal(one, other)
     for name, value in several.parts["ewc"].importance.items():

@@ -37,7 +37,7 @@ def _widened(layer: nn.Linear | None, features: int, width: int, like: Tensor) -
     return wider
 
 
-def _masked_out(logits: Tensor, columns: Tensor, classes: int) -> Tensor:
+def masked_out(logits: Tensor, columns: Tensor, classes: int) -> Tensor:
     """Put (B, k) logits at their columns of a (B, C) output that is MASKED elsewhere."""
     output = logits.new_full((len(logits), classes), MASKED)
     return output.index_copy(1, columns, logits)
@@ -62,7 +62,7 @@ class Growing(DynamicModule):
     def forward(self, features: Tensor) -> Tensor:
         if self.linear is None:
             raise RuntimeError("a growing head has no outputs before its first experience")
-        return _masked_out(self.linear(features), self.columns, self.classes)
+        return masked_out(self.linear(features), self.columns, self.classes)
 
 
 class Multi(MultiTaskModule):
@@ -122,7 +122,7 @@ class Multi(MultiTaskModule):
     def forward_single_task(self, features: Tensor, task: int) -> Tensor:  # type: ignore[override]
         if str(task) not in self.linears:
             raise ValueError(f"no head for task {task}; there are heads for {self.tasks}")
-        return _masked_out(self.linears[str(task)](features), self._columns(task), self.classes)
+        return masked_out(self.linears[str(task)](features), self._columns(task), self.classes)
 
 
 class Cosine(nn.Module):

@@ -8,7 +8,7 @@ from avalanche.models.dynamic_modules import MultiTaskModule
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from clplat.backbones.heads import Multi, _masked_out
+from clplat.backbones.heads import Multi, masked_out
 from clplat.backbones.kernel_ridge import random_features, ridge
 from clplat.errors import InputError, at_least
 
@@ -105,4 +105,4 @@ class Kernel(Multi):
             own, kept = phi.split([len(phi) - len(labels), len(labels)])
             kernel: Any = self.linears[str(task)]
             weight = kernel.solved(kept, self._targets(labels, task))
-            return _masked_out(kernel(own, weight), self._columns(task), self.classes)
+            return masked_out(kernel(own, weight), self._columns(task), self.classes)

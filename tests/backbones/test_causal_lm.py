@@ -18,27 +18,6 @@ transformers = pytest.importorskip("transformers")
 KINDS = 256  # of token: the bytes
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """A tiny Llama of random weights, and the folder in which it was saved."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=KINDS,
-        hidden_size=12,
-        intermediate_size=20,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        max_position_embeddings=16,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
-    folder = tmp_path_factory.mktemp("llama")
-    model.save_pretrained(folder)
-    return model, str(folder)
-
-
 def tokens(*shape):
     return torch.randint(KINDS, shape, generator=torch.Generator().manual_seed(1))
 

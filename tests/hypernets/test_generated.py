@@ -1,7 +1,6 @@
 """Networks whose weights are generated: tasks, masks, statistics, inference and their state."""
 
 import copy
-import io
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from hypernets.generated import Generated
 from hypernets.low_rank import low_rank
 from hypernets.rnn import RNN
 from hypernets.separate import Separate, own_values
+from tests.handed_over import through_a_file
 
 
 def rnn(layout):
@@ -268,13 +268,6 @@ def test_evaluation_alone_trains_no_task(clusters, make_learner):
 
 
 # --- state ---------------------------------------------------------------------------------------
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 STATEFUL = {

@@ -1,7 +1,6 @@
 """The cyclical curriculum: its draws, its batches, a naive loop beside it, cost, and refusals."""
 
 import copy
-import io
 import json
 from itertools import permutations
 from pathlib import Path
@@ -20,6 +19,7 @@ from clplat.scenario import Scenario
 from scenarios.streams import stream_of
 from strategies.cyclical import CurriculumBatches, Cyclical, draw, probabilities
 from strategies.pacing import CURRICULA
+from tests.handed_over import through_a_file
 
 HEADS = ["single", "growing", "multi"]
 
@@ -269,10 +269,7 @@ class Interrupted(SupervisedPlugin):
     def after_training_epoch(self, strategy, **kwargs):
         clock = strategy.clock
         if (clock.train_exp_counter, clock.train_exp_epochs) == (1, 1):
-            file = io.BytesIO()
-            torch.save(strategy.plugins[0].state_dict(), file)
-            file.seek(0)
-            self.state = torch.load(file, weights_only=True)
+            self.state = through_a_file(strategy.plugins[0].state_dict())
             self.model, self.order = copy.deepcopy(strategy.model), strategy.order.get_state()
 
 

@@ -1,7 +1,6 @@
 """Expert Gate: its formulas by hand, which expert is made and which answers, in naive loops."""
 
 import copy
-import io
 import math
 from functools import partial
 
@@ -15,6 +14,7 @@ from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from clplat.footprint import memory_bytes
 from strategies.expert_gate import ExpertGate, errors, fitted, gate, relatedness
+from tests.handed_over import HandedOver
 from tests.strategies.test_lwf import naive_distillation
 
 
@@ -299,39 +299,17 @@ def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare,
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-class HandedOver(SupervisedPlugin):
-    """In mid-experience a new strategy takes over, given the state of the first through a file."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.strategy, self.seen = at, make(threshold=-math.inf), 0
-
-    def before_training_exp(self, strategy, **kwargs):
-        self.strategy.before_training_exp(strategy)
-
-    def after_forward(self, strategy, **kwargs):
-        self.strategy.after_forward(strategy)
-
-    def before_backward(self, strategy, **kwargs):
-        self.strategy.before_backward(strategy)
-
-    def after_training_exp(self, strategy, **kwargs):
-        self.strategy.after_training_exp(strategy)
-
-    def after_training_iteration(self, strategy, **kwargs):
-        self.seen += 1
-        if self.seen == self.at:
-            file = io.BytesIO()
-            torch.save(self.strategy.state_dict(), file)
-            file.seek(0)
-            self.strategy = make(threshold=-math.inf)
-            self.strategy.load_state_dict(torch.load(file, weights_only=True))
-            self.strategy.before_training_exp(strategy)  # as in a run that is taken up again
+def begins_again(old, new, loop):
+    """As in a run that is taken up again."""
+    new.before_training_exp(loop)
 
 
 def test_it_goes_on_from_its_state_in_mid_experience(clusters, mlp, make_learner, weights):
     models = []
-    for plugin in (make(threshold=-math.inf), HandedOver(at=9)):
+    for plugin in (
+        make(threshold=-math.inf),
+        HandedOver(lambda: make(threshold=-math.inf), 9, begins_again),
+    ):
         learner = trained(make_learner, mlp("growing"), clusters().train_stream, plugin)
         models.append(weights(learner.model))
     assert plugin.seen == 18

@@ -1,7 +1,6 @@
 """GDumb: its memory against the algorithm in plain lists, its training against bare loops."""
 
 import copy
-import io
 from collections import Counter
 
 import pytest
@@ -14,6 +13,7 @@ from clplat.backbones.heads import NearestMean, NearestMeanFit
 from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from strategies.gdumb import GDumb, GreedyMemory
+from tests.handed_over import HandedOver
 from tests.strategies.test_replay import rows, samples
 
 
@@ -216,37 +216,18 @@ def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare,
     assert restored.initial.keys() == strategy.initial.keys()
 
 
-class HandedOver(SupervisedPlugin):
-    """In mid-experience a new strategy takes over, given the state of the first through a file."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.strategy, self.seen = at, GDumb(10, 3), 0
-
-    def before_training_exp(self, strategy, **kwargs):
-        self.strategy.before_training_exp(strategy)
-
-    def after_training_exp(self, strategy, **kwargs):
-        self.strategy.after_training_exp(strategy)
-
-    def after_training_iteration(self, strategy, **kwargs):
-        self.seen += 1
-        if self.seen == self.at:
-            file = io.BytesIO()
-            torch.save(self.strategy.state_dict(), file)
-            file.seek(0)
-            self.strategy = GDumb(10, 3)
-            self.strategy.load_state_dict(torch.load(file, weights_only=True))
-            loader = strategy.dataloader
-            self.strategy.before_training_exp(strategy)  # as in a run that is taken up again
-            ours, theirs = strategy.dataloader.batches.columns, loader.batches.columns
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-            strategy.dataloader = loader
+def begins_again(old, new, loop):
+    """As in a run that is taken up again."""
+    loader = loop.dataloader
+    new.before_training_exp(loop)
+    ours, theirs = loop.dataloader.batches.columns, loader.batches.columns
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    loop.dataloader = loader
 
 
 def test_it_goes_on_from_its_state_in_mid_experience(clusters, mlp, make_learner, weights):
     models = []
-    for plugin in (GDumb(10, 3), HandedOver(at=29)):
+    for plugin in (GDumb(10, 3), HandedOver(lambda: GDumb(10, 3), 29, begins_again)):
         learner = make_learner(mlp("growing"), plugin)
         torch.manual_seed(1)
         learner.train(clusters().train_stream)

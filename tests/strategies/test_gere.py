@@ -1,7 +1,6 @@
 """GeRe: the loss of every batch by hand, what is kept and when, and the effect."""
 
 import copy
-import io
 import itertools
 import json
 import math
@@ -27,6 +26,7 @@ from scenarios.text import Tokens
 from strategies.finetune import FineTune
 from strategies.gere import GeRe, dynamic_weight
 from strategies.threshold_margin import thresholds
+from tests.handed_over import through_a_file
 
 KINDS, WINDOW, WIDTH = 9, 7, 6
 
@@ -499,13 +499,6 @@ def test_it_trains_the_same_in_avalanches_own_loop(learn, weights, form):
 # --- restored ----------------------------------------------------------------------------------
 
 
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 class StopsAfter(SupervisedPlugin):
     """Breaks off the experience after so many iterations in all."""
 
@@ -589,28 +582,6 @@ def test_states_serve_a_new_start_from_the_weights_that_they_are_of(learn, weigh
 
 
 # --- pre-trained models ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """A tiny Llama of random weights, and the folder in which it was saved."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=KINDS,
-        hidden_size=12,
-        intermediate_size=20,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        max_position_embeddings=16,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    net = transformers.LlamaForCausalLM(config).eval()
-    folder = tmp_path_factory.mktemp("llama")
-    net.save_pretrained(folder)
-    return net, str(folder)
 
 
 @pytest.mark.parametrize("trainable", ["all", "lora"])

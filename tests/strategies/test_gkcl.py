@@ -16,12 +16,14 @@ from strategies.conditional_vae import ConditionalVAE
 from strategies.contrastive import supervised_contrastive
 from strategies.gkcl import GKCL
 from strategies.kcl import KCL
+from tests.handed_over import HandedOver
 from tests.strategies.test_kcl import (
     LARGE,
     SHAPE,
     After,
     Before,
-    HandedOver,
+    begins_again,
+    goes_on,
     make_model,
     refusal,
     trained,
@@ -262,10 +264,10 @@ def test_a_loaded_state_is_not_written_to(clusters, make_learner):
     assert all(torch.equal(state["generator"][name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("begins", [False, True])
-def test_it_goes_on_from_its_state_in_mid_experience(clusters, make_learner, begins):
+@pytest.mark.parametrize("again", [goes_on, begins_again])
+def test_it_goes_on_from_its_state_in_mid_experience(clusters, make_learner, again):
     models = []
-    for plugin in (make(), HandedOver(make, at=9, begins=begins)):
+    for plugin in (make(), HandedOver(make, 9, again)):
         stream = clusters(task_labels=True).train_stream
         models.append(trained(make_learner, stream, plugin).model)
     assert plugin.seen == 18
@@ -273,19 +275,8 @@ def test_it_goes_on_from_its_state_in_mid_experience(clusters, make_learner, beg
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_avalanches_own_loop_trains_to_the_same_weights(
-    avalanche_clusters, make_learner, make_template, weights
-):
-    benchmark, models = avalanche_clusters(task_labels=True), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(make_model(), make())
-        torch.manual_seed(4)
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    assert models[0].keys() == models[1].keys()
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name])
+def test_avalanches_own_loop_trains_to_the_same_weights(assert_same_in_avalanche):
+    assert_same_in_avalanche(make_model, make, task_labels=True)
 
 
 def test_memory_is_the_generators_weights_however_many_samples_it_makes(clusters, make_learner):

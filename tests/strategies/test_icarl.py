@@ -1,7 +1,6 @@
 """iCaRL: its loss by hand, the set it trains on, and Avalanche's own on the same batches."""
 
 import copy
-import io
 import math
 from collections import Counter
 
@@ -21,6 +20,7 @@ from clplat.several import Several
 from strategies.der import DER
 from strategies.icarl import ICaRL, outputs_loss, wanted_outputs
 from strategies.replay import Replay
+from tests.handed_over import HandedOver
 from tests.strategies.test_replay import rows, samples
 
 
@@ -271,37 +271,18 @@ def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare,
     assert strategy.wanted is restored.wanted is None
 
 
-class HandedOver(SupervisedPlugin):
-    """In mid-experience a new strategy takes over, given the state of the first through a file."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.strategy, self.seen = at, ICaRL(10), 0
-
-    def before_training_exp(self, strategy, **kwargs):
-        self.strategy.before_training_exp(strategy)
-
-    def after_training_exp(self, strategy, **kwargs):
-        self.strategy.after_training_exp(strategy)
-
-    def after_training_iteration(self, strategy, **kwargs):
-        self.seen += 1
-        if self.seen == self.at:
-            file = io.BytesIO()
-            torch.save(self.strategy.state_dict(), file)
-            file.seek(0)
-            self.strategy = ICaRL(10)
-            self.strategy.load_state_dict(torch.load(file, weights_only=True))
-            loader = strategy.dataloader
-            self.strategy.before_training_exp(strategy)  # as in a run that is taken up again
-            ours, theirs = strategy.dataloader.columns, loader.columns
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-            strategy.dataloader = loader
+def begins_again(old, new, loop):
+    """As in a run that is taken up again."""
+    loader = loop.dataloader
+    new.before_training_exp(loop)
+    ours, theirs = loop.dataloader.columns, loader.columns
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    loop.dataloader = loader
 
 
 def test_it_goes_on_from_its_state_in_mid_experience(clusters, mlp, make_learner, weights):
     models = []
-    for plugin in (ICaRL(10), HandedOver(at=9)):
+    for plugin in (ICaRL(10), HandedOver(lambda: ICaRL(10), 9, begins_again)):
         learner = make_learner(mlp("growing"), plugin)
         learner.train(clusters().train_stream)
         models.append(weights(learner.model))

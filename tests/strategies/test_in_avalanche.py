@@ -107,18 +107,9 @@ def accuracies(model, stream):
     sorted({*product(STRATEGIES, MODELS)} - {("Expert Gate", "multi-task")}),
 )
 def test_a_strategy_gives_the_weights_in_avalanches_template_that_it_gives_in_our_learner(
-    avalanche_clusters, make_learner, make_template, weights, name, model
+    assert_same_in_avalanche, name, model
 ):
-    benchmark, models = avalanche_clusters(task_labels=model == "multi-task"), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(make(model), STRATEGIES[name]())
-        torch.manual_seed(4)
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    assert models[0].keys() == models[1].keys()
-    for parameter in models[0]:
-        torch.testing.assert_close(models[0][parameter], models[1][parameter])
+    assert_same_in_avalanche(lambda: make(model), STRATEGIES[name], model == "multi-task")
 
 
 @pytest.mark.parametrize("name", ["replay", "DER++", "EWC", "LwF", "cumulative", "iCaRL"])

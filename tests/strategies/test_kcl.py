@@ -1,7 +1,6 @@
 """Kernel continual learning: its loss by dense kernels in float64, its coresets, and its state."""
 
 import copy
-import io
 import math
 from types import SimpleNamespace
 
@@ -22,6 +21,7 @@ from clplat.several import Several
 from strategies.kcl import KCL, balanced_draw
 from strategies.lwf import LwF
 from strategies.replay import Replay
+from tests.handed_over import HandedOver
 
 SHAPE, CLASSES = (1, 4, 4), 6
 
@@ -279,50 +279,23 @@ def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare)
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-class HandedOver(SupervisedPlugin):
-    """Hands over in mid-experience to a new strategy that was given the state of the first."""
-
-    def __init__(self, make, at, begins):
-        super().__init__()
-        self.make, self.at, self.begins, self.strategy = make, at, begins, make()
-        self.seen = 0
-
-    def after_train_dataset_adaptation(self, strategy, **kwargs):
-        self.strategy.after_train_dataset_adaptation(strategy)
-
-    def before_training_exp(self, strategy, **kwargs):
-        self.strategy.before_training_exp(strategy)
-
-    def before_forward(self, strategy, **kwargs):
-        self.strategy.before_forward(strategy)
-
-    def after_forward(self, strategy, **kwargs):
-        self.strategy.after_forward(strategy)
-
-    def after_training_exp(self, strategy, **kwargs):
-        self.strategy.after_training_exp(strategy)
-
-    def after_training_iteration(self, strategy, **kwargs):
-        self.seen += 1
-        if self.seen != self.at:
-            return
-        file = io.BytesIO()
-        torch.save(self.strategy.state_dict(), file)
-        file.seek(0)
-        self.strategy = self.make()
-        self.strategy.load_state_dict(torch.load(file, weights_only=True))
-        if self.begins:  # as a run that is taken up again
-            before = strategy.adapted_dataset
-            strategy.adapted_dataset = strategy.experience.dataset.train()
-            self.strategy.after_train_dataset_adaptation(strategy)
-            assert len(strategy.adapted_dataset) == len(before)
-            self.strategy.before_training_exp(strategy)
+def begins_again(old, new, loop):
+    """As a run that is taken up again."""
+    before = loop.adapted_dataset
+    loop.adapted_dataset = loop.experience.dataset.train()
+    new.after_train_dataset_adaptation(loop)
+    assert len(loop.adapted_dataset) == len(before)
+    new.before_training_exp(loop)
 
 
-@pytest.mark.parametrize("begins", [False, True])
-def test_it_goes_on_from_its_state_in_mid_experience(clusters, make_learner, begins):
+def goes_on(old, new, loop):
+    """As if nothing had happened."""
+
+
+@pytest.mark.parametrize("again", [goes_on, begins_again])
+def test_it_goes_on_from_its_state_in_mid_experience(clusters, make_learner, again):
     models, make = [], lambda: KCL(3)
-    for plugin in (make(), HandedOver(make, at=9, begins=begins)):
+    for plugin in (make(), HandedOver(make, 9, again)):
         stream = clusters(task_labels=True).train_stream
         models.append(trained(make_learner, stream, plugin).model)
     assert plugin.seen == 18
@@ -330,19 +303,8 @@ def test_it_goes_on_from_its_state_in_mid_experience(clusters, make_learner, beg
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_avalanches_own_loop_trains_to_the_same_weights(
-    avalanche_clusters, make_learner, make_template, weights
-):
-    benchmark, models = avalanche_clusters(task_labels=True), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(make_model(), KCL(3))
-        torch.manual_seed(4)
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    assert models[0].keys() == models[1].keys()
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name])
+def test_avalanches_own_loop_trains_to_the_same_weights(assert_same_in_avalanche):
+    assert_same_in_avalanche(make_model, lambda: KCL(3), task_labels=True)
 
 
 def test_memory_is_the_coresets(clusters, make_learner):

@@ -1,7 +1,6 @@
 """MIR against copies of the model that really step, in float64, Replay and Avalanche's plugin."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from clplat.modes import in_evaluation
 from clplat.prepare import Prepare
 from strategies.mir import MIR, interference
 from strategies.replay import Replay
+from tests.handed_over import HandedOver
 from tests.strategies.test_ewc import some_batches
 from tests.strategies.test_mas import train_in_float64
 
@@ -213,43 +213,15 @@ def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare,
     assert len(strategy.memory) == len(restored.memory) == 10
 
 
-class HandedOver(SupervisedPlugin):
-    """In mid-experience a new strategy takes over, given the state of the first through a file."""
-
-    def __init__(self, make, at):
-        super().__init__()
-        self.make, self.at, self.strategy, self.seen = make, at, make(), 0
-
-    def _pass_on(hook):
-        def call(self, strategy, **kwargs):
-            getattr(self.strategy, hook)(strategy, **kwargs)
-
-        return call
-
-    before_training_exp = _pass_on("before_training_exp")
-    before_forward = _pass_on("before_forward")
-    after_forward = _pass_on("after_forward")
-    before_backward = _pass_on("before_backward")
-    before_update = _pass_on("before_update")
-    after_training_exp = _pass_on("after_training_exp")
-
-    def after_training_iteration(self, strategy, **kwargs):
-        self.strategy.after_training_iteration(strategy, **kwargs)
-        self.seen += 1
-        if self.seen == self.at:
-            file = io.BytesIO()
-            torch.save(self.strategy.state_dict(), file)
-            file.seek(0)
-            self.strategy = self.make()
-            self.strategy.load_state_dict(torch.load(file, weights_only=True))
-            if hasattr(strategy.dataloader, "memory"):  # as before_training_exp leaves it
-                strategy.dataloader.memory = self.strategy.memory
+def draws_from_its_memory(old, new, loop):
+    if hasattr(loop.dataloader, "memory"):  # as before_training_exp leaves it
+        loop.dataloader.memory = new.memory
 
 
 def hand_over_and_compare(clusters, mlp, make_learner, make, ordered, head="single"):
     """Whether a new strategy that takes over in mid-experience makes no difference."""
     models = []
-    for plugin in (make(), HandedOver(make, at=5)):
+    for plugin in (make(), HandedOver(make, 5, draws_from_its_memory)):
         scenario = clusters(classes=3, experiences=2, task_labels=head == "multi")
         if ordered:
             stream = [as_stream(clusters(classes=6, experiences=1))]

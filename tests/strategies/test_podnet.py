@@ -1,7 +1,6 @@
 """PODNet: its losses by hand, the proxies it places and holds, and what it leaves alone."""
 
 import copy
-import io
 import math
 from collections import Counter
 
@@ -26,6 +25,7 @@ from clplat.several import Several
 from strategies.der import DER
 from strategies.podnet import PODNet, hinged_nca, released_nca
 from strategies.replay import Replay
+from tests.handed_over import HandedOver
 
 SHAPE, CLASSES, PROXIES = (1, 4, 4), 6, 3
 ENCODERS = {
@@ -573,48 +573,22 @@ def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare,
     assert torch.equal(restored.memory.all()[0], strategy.memory.all()[0])
 
 
-class HandedOver(SupervisedPlugin):
-    """Hands over in mid-experience to a new strategy that was given the state of the first.
-
-    `begins`: the new one is told that an experience begins, as in a run that is taken up again.
-    """
-
-    def __init__(self, at, begins):
-        super().__init__()
-        self.at, self.begins, self.strategy, self.seen = at, begins, make(), 0
-
-    def before_training_exp(self, strategy, **kwargs):
-        self.strategy.before_training_exp(strategy)
-
-    def before_forward(self, strategy, **kwargs):
-        self.strategy.before_forward(strategy)
-
-    def before_backward(self, strategy, **kwargs):
-        self.strategy.before_backward(strategy)
-
-    def after_training_exp(self, strategy, **kwargs):
-        self.strategy.after_training_exp(strategy)
-
-    def after_training_iteration(self, strategy, **kwargs):
-        self.seen += 1
-        if self.seen != self.at:
-            return
-        file = io.BytesIO()
-        torch.save(self.strategy.state_dict(), file)
-        file.seek(0)
-        self.strategy._new.close()
-        self.strategy = make()
-        self.strategy.load_state_dict(torch.load(file, weights_only=True))
-        if self.begins:
-            loader = strategy.dataloader
-            self.strategy.before_training_exp(strategy)
-            strategy.dataloader = loader
+def leaves(old, new, loop):
+    old._new.close()
 
 
-@pytest.mark.parametrize("begins", [False, True])
-def test_it_goes_on_from_its_state_in_mid_experience(clusters, make_learner, begins):
+def leaves_and_begins_again(old, new, loop):
+    """As in a run that is taken up again."""
+    old._new.close()
+    loader = loop.dataloader
+    new.before_training_exp(loop)
+    loop.dataloader = loader
+
+
+@pytest.mark.parametrize("again", [leaves, leaves_and_begins_again])
+def test_it_goes_on_from_its_state_in_mid_experience(clusters, make_learner, again):
     models = []
-    for plugin in (make(), HandedOver(at=9, begins=begins)):
+    for plugin in (make(), HandedOver(make, 9, again)):
         models.append(trained(make_learner, clusters().train_stream, plugin).model)
     assert plugin.seen == 18
     pairs = zip(*(m.state_dict().values() for m in models), strict=True)
@@ -631,19 +605,8 @@ def test_it_forgets_less_than_fine_tuning(clusters, make_learner):
     assert min(scores) > 0.6  # fine-tuning ends at 0 on the first two
 
 
-def test_avalanches_own_loop_trains_to_the_same_weights(
-    avalanche_clusters, make_learner, make_template, weights
-):
-    benchmark, models = avalanche_clusters(), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(make_model(), make())
-        torch.manual_seed(4)
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    assert models[0].keys() == models[1].keys()
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name])
+def test_avalanches_own_loop_trains_to_the_same_weights(assert_same_in_avalanche):
+    assert_same_in_avalanche(make_model, make, task_labels=False)
 
 
 # --- what it refuses ---------------------------------------------------------------------------

@@ -437,19 +437,8 @@ def test_its_own_state_given_again_changes_nothing(clusters, make_learner, weigh
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_avalanches_own_loop_trains_to_the_same_weights(
-    avalanche_clusters, make_learner, make_template, weights, head
-):
-    benchmark, models = avalanche_clusters(task_labels=head == "multi"), []
-    for make_loop in (make_learner, make_template):
-        loop = make_loop(make_model(head), PRD())
-        torch.manual_seed(4)
-        for experience in benchmark.train_stream:
-            loop.train(experience)
-        models.append(weights(loop.model))
-    assert models[0].keys() == models[1].keys()
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name])
+def test_avalanches_own_loop_trains_to_the_same_weights(assert_same_in_avalanche, head):
+    assert_same_in_avalanche(lambda: make_model(head), PRD, task_labels=head == "multi")
 
 
 def test_it_keeps_the_relations_of_new_samples_to_old_prototypes(clusters, make_learner):

@@ -1,7 +1,6 @@
 """Synaptic intelligence against a naive loop in float64, and its path against closed forms."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from clplat.errors import InputError
 from strategies.si import SynapticIntelligence, path_importance
+from tests.handed_over import HandedOver
 from tests.strategies.test_mas import train_in_float64
 
 
@@ -108,36 +108,10 @@ def test_without_a_penalty_the_path_sums_to_what_the_loss_fell_by(clusters, mlp,
     assert drops[18] == pytest.approx(losses[0] - losses[19], rel=0.02)
 
 
-class Restored(SupervisedPlugin):
-    """Hands over in mid-experience to a new strategy that was given the state of the first."""
-
-    def __init__(self, make, at):
-        super().__init__()
-        self.make, self.at, self.strategy, self.seen = make, at, make(), 0
-
-    def before_update(self, strategy, **kwargs):
-        self.strategy.before_update(strategy)
-
-    def after_update(self, strategy, **kwargs):
-        self.strategy.after_update(strategy)
-
-    def after_training_exp(self, strategy, **kwargs):
-        self.strategy.after_training_exp(strategy)
-
-    def after_training_iteration(self, strategy, **kwargs):
-        self.seen += 1
-        if self.seen == self.at:
-            file = io.BytesIO()
-            torch.save(self.strategy.state_dict(), file)
-            file.seek(0)
-            self.strategy = self.make()
-            self.strategy.load_state_dict(torch.load(file, weights_only=True))
-
-
 def hand_over_and_compare(stream, make_learner, mlp, make, head):
     """Weights with and without a new strategy in the middle of the second experience."""
     models = []
-    for plugin in (make(), Restored(make, at=10)):
+    for plugin in (make(), HandedOver(make, 10)):
         learner = make_learner(mlp(head), plugin)
         torch.manual_seed(1)
         for experience in stream:

@@ -1,7 +1,5 @@
 """Which task a sample is of: by a classifier of tasks, and by the entropy of the answers."""
 
-import io
-
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
@@ -24,6 +22,7 @@ from scenarios.split import split
 from scenarios.transformed import permuted
 from strategies.hypernet import Hypernet
 from strategies.task_classifier import TaskClassifier, fitted
+from tests.handed_over import through_a_file
 from tests.test_conf import composed
 
 
@@ -120,13 +119,6 @@ def test_an_evaluation_inside_an_experience_is_answered(clusters, make_learner):
     strategy = Hypernet(0.1, inference="classifier", capacity=20)
     make_learner(model_of(), strategy, Look(), epochs=1).train(scenario.train_stream)
     assert len(seen) == 3
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -27,6 +27,7 @@ from clplat.backbones.mlp import MLP
 from clplat.learner import Learner
 from clplat.prepare import Prepare
 from scenarios.streams import make_scenario
+from tests.browser import Browser, opened
 from tests.command import Command
 from tests.handed_over import through_a_file
 
@@ -282,6 +283,13 @@ def assert_same_in_avalanche(
             torch.testing.assert_close(models[0][name], models[1][name])
 
     return compare
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless chromium; tests that use it bear the marker `browser`."""
+    with opened() as driver:
+        yield driver
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ class ExpertGate(SupervisedPlugin):
     owns = ("the model", "the forward pass")
 
     def __init__(
-        self, threshold: float = 0.85, strength: float = 1.0, hidden: int = 20, epochs: int = 100
+        self, threshold: float = 0.85, strength: float = 1.0, hidden: int = 100, epochs: int = 100
     ):
         super().__init__()
         at_least("strategy", 1, hidden=hidden, epochs=epochs)

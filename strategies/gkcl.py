@@ -49,9 +49,9 @@ class GKCL(SupervisedPlugin):
         samples: int = 20,
         hidden: int = 128,
         latent: int = 16,
-        generator_steps: int = 500,
+        generator_steps: int = 1500,
         generator_lr: float = 0.003,
-        contrast: float = 1.0,
+        contrast: float = 0.1,
         temperature: float = 0.1,
     ):
         super().__init__()

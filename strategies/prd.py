@@ -71,7 +71,7 @@ class PRD(SupervisedPlugin):
         self,
         temperature: float = 0.1,
         prototypes: float = 2.0,
-        distillation: float = 4.0,
+        distillation: float = 64.0,
         noise: float = 0.1,
     ):
         super().__init__()

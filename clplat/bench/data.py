@@ -12,10 +12,11 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 @cache
-def split_floats(experiences: int = 5) -> Pairs:
+def split_floats(experiences: int = 5, train: bool = True) -> Pairs:
     """(x (N, 784) in 0..1, y (N,)) of each experience, two classes in each of five."""
     try:
-        x, y = get_method("scenarios.sources.fashion_mnist")().train
+        source = get_method("scenarios.sources.fashion_mnist")()
+        x, y = source.train if train else source.test
     except InputError as absent:
         print(f"random images instead of Fashion-MNIST: {absent}")
         x, y = torch.randint(256, (60000, 1, 28, 28)), torch.arange(60000) % 10

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
-from torch import nn
-from torch.utils.data import TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
 from clplat.bench.data import Pairs
 from clplat.bench.timing import clock
@@ -27,28 +28,48 @@ from clplat.evaluation import Evaluator, TrainingScore
 from clplat.learner import Learner
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    torch.manual_seed(0)
+def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-def stream(pairs: Pairs) -> Any:
+class IntegerLabels(Dataset):
+    """Samples as Avalanche's iCaRL wants them."""
+
+    def __init__(self, x: Tensor, y: Tensor):
+        self.x, self.labels = x, y.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.x[index], self.labels[index]
+
+
+def stream(pairs: Pairs, samples: Callable[[Tensor, Tensor], Dataset] = TensorDataset) -> Any:
     """An Avalanche stream over the tensors as they are."""
     experiences = []
     for x, y in pairs:
         targets: Any = y.tolist()
         dataset: AvalancheDataset = TaskAwareSupervisedClassificationDataset(
-            [TensorDataset(x, y)],
+            [samples(x, y)],
             data_attributes=[
                 DataAttribute(targets, "targets"),
                 TaskLabels(ConstantSequence(0, len(y))),
             ],
         )
         experiences.append(DatasetExperience(dataset=dataset))
-    return with_task_labels(EagerCLStream("train", experiences))
+    made: Any = with_task_labels(EagerCLStream("train", experiences))
+    classes = [sorted(y.unique().tolist()) for _, y in pairs]
+    for experience in made:  # what Avalanche's iCaRL reads
+        experience.benchmark = SimpleNamespace(
+            classes_order=[c for some in classes for c in some],
+            n_classes_per_exp=[len(some) for some in classes],
+        )
+    return made
 
 
 Contender = Iterator[float]  # seconds of one experience after the other
@@ -57,7 +78,7 @@ Contender = Iterator[float]  # seconds of one experience after the other
 def bare(pairs: Pairs, widths: tuple[int, ...], batch_size: int) -> Contender:
     """The loop that one would write by hand: data in memory, no metrics."""
     model = mlp(*widths)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for x, y in pairs:
         began = clock()
         for index in torch.randperm(len(y)).split(batch_size):
@@ -68,11 +89,18 @@ def bare(pairs: Pairs, widths: tuple[int, ...], batch_size: int) -> Contender:
         yield clock() - began
 
 
-def ours(train: Any, widths: tuple[int, ...], batch_size: int, plugins: Any = ()) -> Contender:
+def ours(
+    train: Any,
+    widths: tuple[int, ...],
+    batch_size: int,
+    plugins: Any = (),
+    wrap: Callable[[nn.Sequential], nn.Module] = lambda network: network,
+    seed: int = 0,
+) -> Contender:
     """Our learner with the training accuracy counted."""
     learner = Learner(
-        mlp(*widths),
-        partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+        wrap(mlp(*widths, seed=seed)),
+        partial(torch.optim.SGD, lr=0.01, momentum=0.9),
         batch_size=batch_size,
         plugins=[*plugins, TrainingScore()],
         evaluator=Evaluator(),
@@ -89,13 +117,14 @@ def avalanche(
     batch_size: int,
     plugins: Any = (),
     template: Callable[..., Any] = SupervisedTemplate,
+    seed: int = 0,
 ) -> Contender:
     """Avalanche's template, or another of its loops, with its accuracy metrics and no logger."""
-    model = mlp(*widths)
+    model = mlp(*widths, seed=seed)
     metrics = accuracy_metrics(epoch=True, experience=True, stream=True)
     strategy = template(
         model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
         train_mb_size=batch_size,
         eval_mb_size=512,
         plugins=list(plugins),

@@ -1,23 +1,22 @@
-"""Strategies against their counterparts in Avalanche: the seconds of an iteration."""
+"""Strategies against their counterparts in Avalanche: the seconds of an iteration, and accuracy."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training import plugins as theirs
-from avalanche.training.storage_policy import ClassBalancedBuffer
-from avalanche.training.supervised import DER, ER_ACE
-from hydra.utils import get_class
+from torch.utils.data import TensorDataset
 
-from clplat.bench.data import split_floats
+from clplat.bench.data import Pairs, split_floats
 from clplat.bench.loops import avalanche, ours, stream
+from clplat.bench.pairs import PAIRS, WIDTHS
 from clplat.bench.timing import Figure, clock, in_turns, ratio
 
-WIDTHS = (784, 64, 64, 10)
 SAMPLES = {10: 300, 128: 2560}  # of an experience, by the size of a batch
-CAPACITY = 200
+LEARNED_FROM = {10: 2000, 128: 12000}  # where accuracy is compared
+SEEDS = 5
 
 
 class Stopwatch(SupervisedPlugin):
@@ -36,64 +35,18 @@ class Stopwatch(SupervisedPlugin):
         self._ticks = []
 
 
-def own(target: str, **arguments: Any) -> Callable[[int], dict[str, Any]]:
-    return lambda size: {"plugins": [get_class(f"strategies.{target}")(**arguments)]}
+class Tested(SupervisedPlugin):
+    """Accuracy on samples of all classes, after each experience."""
 
+    def __init__(self, pairs: Pairs) -> None:
+        super().__init__()
+        self.x, self.y = (torch.cat(part) for part in zip(*pairs, strict=True))
+        self.accuracy = 0.0
 
-def plugin(kind: Callable[..., Any], **arguments: Any) -> Callable[[int], dict[str, Any]]:
-    return lambda size: {"plugins": [kind(**arguments)]}
-
-
-def balanced(size: int) -> dict[str, Any]:
-    buffer = ClassBalancedBuffer(CAPACITY)
-    return {"plugins": [theirs.ReplayPlugin(CAPACITY, storage_policy=buffer)]}
-
-
-PAIRS: dict[str, tuple[Callable, Callable]] = {
-    "replay": (
-        own("replay.Replay", capacity=CAPACITY, memory="reservoir"),
-        plugin(theirs.ReplayPlugin, mem_size=CAPACITY),
-    ),
-    "class-balanced replay": (own("replay.Replay", capacity=CAPACITY), balanced),
-    "EWC": (
-        own("ewc.EWC", strength=1.0, fisher="batch"),
-        plugin(theirs.EWCPlugin, ewc_lambda=0.5),
-    ),
-    "LwF": (own("lwf.LwF"), plugin(theirs.LwFPlugin, alpha=1.0, temperature=2.0)),
-    "MAS": (
-        own("mas.MAS", strength=1e-3, importance="batch"),
-        plugin(theirs.MASPlugin, lambda_reg=1e-3),
-    ),
-    "SI": (
-        own("si.SynapticIntelligence"),
-        plugin(theirs.SynapticIntelligencePlugin, si_lambda=0.1),
-    ),
-    "RWalk": (own("rwalk.RWalk"), plugin(theirs.RWalkPlugin)),
-    "DER++": (
-        own("der.DER", capacity=CAPACITY),
-        lambda size: {"template": partial(DER, mem_size=CAPACITY, batch_size_mem=size)},
-    ),
-    "MIR": (
-        own("mir.MIR", capacity=CAPACITY, candidates=100),
-        lambda size: {"plugins": [theirs.MIRPlugin(size, CAPACITY, subsample=100)]},
-    ),
-    "GSS": (
-        own("gss.GSS", capacity=CAPACITY, comparisons=5),
-        plugin(theirs.GSS_greedyPlugin, mem_size=CAPACITY, mem_strength=5, input_size=[784]),
-    ),
-    "ER-ACE": (
-        own("er_ace.ERACE", capacity=CAPACITY),
-        lambda size: {"template": partial(ER_ACE, mem_size=CAPACITY, batch_size_mem=size)},
-    ),
-    "A-GEM": (
-        own("a_gem.AGEM", capacity=CAPACITY),
-        lambda size: {"plugins": [theirs.AGEMPlugin(CAPACITY // 5, sample_size=size)]},
-    ),
-    "GDumb": (
-        own("gdumb.GDumb", capacity=CAPACITY, passes=1),
-        plugin(theirs.GDumbPlugin, mem_size=CAPACITY),
-    ),
-}
+    @torch.no_grad()
+    def after_training(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.model.eval()
+        self.accuracy = float((strategy.model(self.x).argmax(1) == self.y).float().mean())
 
 
 def iterations(loop: Callable[..., Iterator[float]], size: int, make: Callable) -> Iterator[float]:
@@ -101,7 +54,8 @@ def iterations(loop: Callable[..., Iterator[float]], size: int, make: Callable) 
     pairs = [(x[: SAMPLES[size]], y[: SAMPLES[size]]) for x, y in split_floats()]
     watch, options = Stopwatch(), make(size)
     options["plugins"] = [*options.get("plugins", ()), watch]
-    for index, _ in enumerate(loop(stream(pairs), WIDTHS, size, **options)):
+    train = stream(pairs, options.pop("samples", TensorDataset))
+    for index, _ in enumerate(loop(train, WIDTHS, size, **options)):
         if index:
             yield watch.costs[-1]
 
@@ -119,3 +73,28 @@ def strategies() -> Iterator[Figure]:
             )
             speed = ratio(seconds["avalanche"], seconds["ours"])
             yield Figure(f"{name}, batch {size}: an iteration, times Avalanche", speed, 2.0)
+
+
+def accuracy(loop: Callable[..., Iterator[float]], size: int, make: Callable, seed: int) -> float:
+    """After one pass over each experience."""
+    pairs = [(x[: LEARNED_FROM[size]], y[: LEARNED_FROM[size]]) for x, y in split_floats()]
+    tested, options = Tested(split_floats(train=False)), make(size)
+    options["plugins"] = [*options.get("plugins", ()), tested]
+    train = stream(pairs, options.pop("samples", TensorDataset))
+    for _ in loop(train, WIDTHS, size, seed=seed, **options):
+        pass
+    return tested.accuracy
+
+
+def accuracies() -> Iterator[Figure]:
+    """Accuracy over Avalanche's, in points: one pass over split Fashion-MNIST, five seeds."""
+    for name, (mine, other) in PAIRS.items():
+        for size in LEARNED_FROM:
+            found = {
+                loop: np.array([100 * accuracy(loop, size, make, seed) for seed in range(SEEDS)])
+                for loop, make in ((ours, mine), (avalanche, other))
+            }
+            gain = found[ours].mean() - found[avalanche].mean()
+            yield Figure(f"{name}, batch {size}: accuracy over Avalanche's", gain, -1.0, "pt")
+            both = [f"{of.mean():.1f} ± {of.std(ddof=1):.1f}" for of in found.values()]
+            print(f"    (ours {both[0]}, Avalanche's {both[1]})")

@@ -18,23 +18,46 @@ api: Any = api_pb2
 plugin_data: Any = plugin_data_pb2
 proto: Any = summary_pb2
 
-FINAL = (
-    "accuracy",
-    "average_incremental_accuracy",
-    "forgetting",
-    "backward_transfer",
-    "forward_transfer",
-    "learning_accuracy",
-)
+# What the HPARAMS page has a column of: its title and tag. It shows the first five at once.
+FINAL = {
+    "accuracy": "metrics/accuracy",
+    "forgetting": "metrics/forgetting",
+    "average incremental accuracy": "metrics/average_incremental_accuracy",
+    "bytes held": "cost/memory_bytes",
+    "seconds": "cost/seconds",
+    "backward transfer": "metrics/backward_transfer",
+    "forward transfer": "metrics/forward_transfer",
+    "learning accuracy": "metrics/learning_accuracy",
+    "intransigence": "metrics/intransigence",
+    "stability gap": "metrics/stability_gap",
+    "anytime accuracy": "metrics/anytime_accuracy",
+    "parameters": "cost/parameters",
+}
+AT_END = ("intransigence", "stability_gap", "anytime_accuracy")  # others are known all along
 # What changes how a run runs but not what it is.
 NOT_HYPERPARAMETERS = ("device", "threads", "compile", "data", "eval")
-FIRST = ("scenario", "strategy", "strategy.strength", "strategy.capacity")
-LAYOUT = {"accuracy": {"of each experience": ["Multiline", [r"accuracy/task\d+"]]}}
+CHARTS = 100  # at most, of experiences one by one
+
+Value = float | str | bool
 
 
-def hyperparameters(config: dict[str, Any], names: dict[str, str]) -> dict[str, float | str | bool]:
+def layout(experiences: int) -> dict[str, dict[str, list[Any]]]:
+    """The page of custom scalars: a chart for each experience, and one with all of them.
+
+    The former compare runs, the latter shows what one run forgets.
+    """
+    width = len(str(experiences - 1))
+    each = {
+        f"experience {j:0{width}d}": ["Multiline", [rf"accuracy/task{j:02d}$"]]
+        for j in range(min(experiences, CHARTS))
+    }
+    every = {"experiences of a run": ["Multiline", [r"accuracy/task\d+"]]}
+    return {"accuracy on each experience": each, "accuracy on all experiences": every}
+
+
+def hyperparameters(config: dict[str, Any], names: dict[str, str]) -> dict[str, Value]:
     """The config as flat keys: the chosen name of each group, then every value that is set."""
-    flat: dict[str, float | str | bool] = dict(names)
+    flat: dict[str, Value] = dict(names)
     for key, value in settings(config).items():
         parts = key.split(".")
         hidden = parts[0] in NOT_HYPERPARAMETERS or any(part.startswith("_") for part in parts)
@@ -43,7 +66,8 @@ def hyperparameters(config: dict[str, Any], names: dict[str, str]) -> dict[str, 
     return flat
 
 
-def _summary(tag: str, data: Any) -> Any:
+def hparams_summary(tag: str, data: Any) -> Any:
+    """A message to TensorBoard's plugin of hyper-parameters."""
     plugin = proto.SummaryMetadata.PluginData(
         plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString()
     )
@@ -52,34 +76,7 @@ def _summary(tag: str, data: Any) -> Any:
     return proto.Summary(value=[value])
 
 
-def experiment_summary(hparams: dict[str, Any]) -> Any:
-    """The columns of the HPARAMS page: hyper-parameters, and the final metrics."""
-    infos = []
-    for name, value in hparams.items():
-        # TensorBoard puts columns that differ first, the others in alphabetical order after them.
-        info = api.HParamInfo(name=name, differs=name in FIRST)
-        info.type = (
-            api.DATA_TYPE_BOOL
-            if isinstance(value, bool)
-            else api.DATA_TYPE_FLOAT64
-            if isinstance(value, int | float)
-            else api.DATA_TYPE_STRING
-        )
-        infos.append(info)
-    columns = [
-        api.MetricInfo(
-            name=api.MetricName(tag=f"metrics/{name}"), display_name=name.replace("_", " ")
-        )
-        for name in FINAL
-    ]
-    experiment = api.Experiment(hparam_infos=infos, metric_infos=columns)
-    data = plugin_data.HParamsPluginData(
-        experiment=experiment, version=metadata.PLUGIN_DATA_VERSION
-    )
-    return _summary(metadata.EXPERIMENT_TAG, data)
-
-
-def session_start_summary(hparams: dict[str, Any], group: str) -> Any:
+def session_start_summary(hparams: dict[str, Value], group: str) -> Any:
     """One run's values; runs of one `group`, the seeds of one config, are shown as their mean."""
     start = plugin_data.SessionStartInfo(group_name=group)
     for name, value in hparams.items():
@@ -92,13 +89,13 @@ def session_start_summary(hparams: dict[str, Any], group: str) -> Any:
     data = plugin_data.HParamsPluginData(
         session_start_info=start, version=metadata.PLUGIN_DATA_VERSION
     )
-    return _summary(metadata.SESSION_START_INFO_TAG, data)
+    return hparams_summary(metadata.SESSION_START_INFO_TAG, data)
 
 
 def session_end_summary() -> Any:
     end = plugin_data.SessionEndInfo(status=api.STATUS_SUCCESS)
     data = plugin_data.HParamsPluginData(session_end_info=end, version=metadata.PLUGIN_DATA_VERSION)
-    return _summary(metadata.SESSION_END_INFO_TAG, data)
+    return hparams_summary(metadata.SESSION_END_INFO_TAG, data)
 
 
 def matrix_markdown(matrix: Matrix) -> str:
@@ -120,15 +117,17 @@ class EventWriter:
 
     def begin(self, config: dict[str, Any], names: dict[str, str], digest: str) -> None:
         """What a run is, before what it does."""
-        self._writer.add_custom_scalars(LAYOUT)
         text = yaml.safe_dump(config, sort_keys=False)
         self._writer.add_text("config", "\n".join("    " + line for line in text.splitlines()))
         hparams = hyperparameters(config, names)
-        self._file().add_summary(experiment_summary(hparams))
         self._file().add_summary(session_start_summary(hparams, group=digest))
 
     def _file(self) -> Any:
         return self._writer._get_file_writer()
+
+    def charts(self, experiences: int) -> None:
+        """Which charts the page of custom scalars has, once the number of experiences is known."""
+        self._writer.add_custom_scalars(layout(experiences))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         for tag, value in values.items():
@@ -148,6 +147,10 @@ class EventWriter:
                 close(figure)
 
     def finish(self, result: dict[str, Any], matrix: Matrix) -> None:
+        for tag in FINAL.values():
+            kind, name = tag.split("/")
+            if (kind == "cost" or name in AT_END) and result.get(name) is not None:
+                self._writer.add_scalar(tag, result[name], matrix.shape[1])
         figure = matrix_figure(matrix, result["strategy"], result["score"])
         self._writer.add_figure("accuracy_matrix", figure)
         close(figure)

@@ -141,6 +141,7 @@ class Record:
         scores = matrix[index].tolist()
         self._events.scalars({f"accuracy/task{j:02d}": s for j, s in enumerate(scores)}, index + 1)
         if index < 0:
+            self._events.charts(len(scores))
             self._line(experience=index, scores=scores)
             return
         seen = np.vstack([matrix[: index + 1, : index + 1], matrix[-1:, : index + 1]])

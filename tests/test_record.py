@@ -1,6 +1,7 @@
 """What a run leaves behind, read back as others would read it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -68,11 +69,8 @@ def test_the_matrix_is_there_as_picture_table_and_numbers(events):
 
 def test_hyperparameters_and_their_session_are_in_the_runs_own_file(events):
     plugin = events.PluginTagToContent("hparams")
-    assert set(plugin) == {
-        "_hparams_/experiment",
-        "_hparams_/session_start_info",
-        "_hparams_/session_end_info",
-    }
+    # No "experiment": TensorBoard would take the columns of all runs from that of one.
+    assert set(plugin) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
     content = plugin["_hparams_/session_start_info"]
     start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
     assert start.group_name == "0123abcd"  # so that the seeds of a config are averaged
@@ -94,13 +92,35 @@ def test_hyperparameters_leave_out_seeds_places_targets_and_what_is_not_set():
     }
 
 
-def test_the_custom_scalars_page_draws_one_line_an_experience(events):
+def test_what_is_known_at_the_end_alone_is_a_scalar_too(tmp_path):
+    record = Record(tmp_path, CONFIG, "0", NAMES)
+    measured = {"seconds": 1.5, "memory_bytes": None, "parameters": 12, "intransigence": 0.25}
+    record.finish({**NAMES, "score": "accuracy", "accuracy": 0.5, **measured}, MATRIX)
+    record.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert scalars(events, "cost/seconds") == [(2, 1.5)]
+    assert scalars(events, "cost/parameters") == [(2, 12)]
+    assert scalars(events, "metrics/intransigence") == [(2, 0.25)]
+    assert len(events.Tags()["scalars"]) == 3
+
+
+def test_the_custom_scalars_page_compares_runs_on_each_experience(events):
     from tensorboard.plugins.custom_scalar import layout_pb2
     from tensorboard.util.tensor_util import make_ndarray
 
-    (layout,) = events.Tensors("custom_scalars__config__")
-    parsed = layout_pb2.Layout.FromString(make_ndarray(layout.tensor_proto).item())
-    assert list(parsed.category[0].chart[0].multiline.tag) == [r"accuracy/task\d+"]
+    (message,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(make_ndarray(message.tensor_proto).item())
+    tags = events.Tags()["scalars"]
+    charts = {
+        chart.title: [tag for tag in tags if re.match(chart.multiline.tag[0], tag)]
+        for category in layout.category
+        for chart in category.chart
+    }
+    assert charts == {
+        "experience 0": ["accuracy/task00"],
+        "experience 1": ["accuracy/task01"],
+        "experiences of a run": ["accuracy/task00", "accuracy/task01"],
+    }
 
 
 def test_metrics_jsonl_has_a_line_an_epoch_and_an_evaluation(written):

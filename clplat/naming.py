@@ -1,7 +1,7 @@
 """Short names for configurations: what they chose, and what else tells them apart."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clplat.digest import KEPT, PLACES
@@ -24,31 +24,39 @@ def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def short_names(
-    choices: Sequence[Mapping[str, str]], configs: Sequence[Mapping[str, Any]]
+    choices: Sequence[Mapping[str, str]], config: Callable[[int], Mapping[str, Any]]
 ) -> list[str]:
     """A name for each configuration: its strategy, unless it is that of all, the other choices in
     which they differ and, among those that made the same choices, the settings that do.
 
-    `choices`: the chosen file of each group; `configs`: the resolved configs. Two names may be
-    equal where a config is unknown, {}.
+    `choices`: the chosen file of each group; `config`: the resolved config of the k-th, asked for
+    where the choices do not tell. Settings that tell two apart in one scenario are named in all.
+    Two names may be equal where a config is unknown, {}.
     """
     differ = [g for g in SHOWN if len({choice.get(g) for choice in choices}) > 1]
     one = differ and len({choice["strategy"] for choice in choices}) == 1
     parts = differ if one else ["strategy", *differ]
-    bases = [" ".join(choice[g] for g in parts if g in choice) for choice in choices]
-    alike: dict[tuple, list[int]] = defaultdict(list)
+    names = [" ".join(choice[g] for g in parts if g in choice) for choice in choices]
+    alike: dict[str, dict[str | None, list[int]]] = defaultdict(lambda: defaultdict(list))
     for k, choice in enumerate(choices):
-        alike[(choice.get("scenario"), bases[k])].append(k)
+        alike[names[k]][choice.get("scenario")].append(k)
 
-    names = list(bases)
-    for members in alike.values():
-        values = {k: settings(configs[k]) for k in members}
-        keys = sorted(set().union(*values.values()))
-        telling = [key for key in keys if len({repr(v.get(key)) for v in values.values()}) > 1]
+    for base, scenarios in alike.items():
+        if all(len(members) == 1 for members in scenarios.values()):
+            continue
+        values = {k: settings(config(k)) for members in scenarios.values() for k in members}
+        telling = sorted({key for m in scenarios.values() for key in _telling(values, m)})
+        endings = {key: _ending(key, telling) for key in telling}
         for k, value in values.items():
-            told = [f"{_ending(key, telling)}={value[key]}" for key in telling if key in value]
-            names[k] = " ".join([bases[k], *told])
+            told = [f"{ending}={value[key]}" for key, ending in endings.items() if key in value]
+            names[k] = " ".join([base, *told])
     return names
+
+
+def _telling(values: Mapping[int, Mapping[str, Any]], members: Sequence[int]) -> set[str]:
+    """The settings in which some configurations differ."""
+    keys = set().union(*(values[k] for k in members))
+    return {key for key in keys if len({repr(values[k].get(key)) for k in members}) > 1}
 
 
 def _ending(key: str, keys: Sequence[str]) -> str:

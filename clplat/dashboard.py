@@ -113,6 +113,7 @@ def tensorboard_links(port: int = 6006) -> dict[str, str]:
         "metrics": tensorboard_link(port),
         "table": f"http://localhost:{port}/#hparams",
         "experiences": f"http://localhost:{port}/#custom_scalars&_smoothingWeight=0",
+        "matrices": f"http://localhost:{port}/#images",
     }
 
 

@@ -114,6 +114,7 @@ def test_the_command_is_for_the_sweeps_folder_or_for_where_the_runs_lie(tmp_path
         f"  metrics: {tensorboard_link()}",
         "  table: http://localhost:6006/#hparams",
         "  experiences: http://localhost:6006/#custom_scalars&_smoothingWeight=0",
+        "  matrices: http://localhost:6006/#images",
     ]
     outside = [finished(Path(f"my runs/{k}"), "ewc", "0") for k in range(2)]
     assert compared(Path("runs"), outside).startswith("compare: tensorboard --logdir 'my runs'\n")

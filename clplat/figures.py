@@ -39,7 +39,8 @@ def draw_matrix(axes: Any, matrix: Matrix, title: str, scale: tuple[float, float
         for (i, j), value in np.ndenumerate(matrix[:size]):
             dark = (value - scale[0]) / max(scale[1] - scale[0], 1e-12) < 0.55
             colour = "white" if dark else ON_BRIGHT
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7.5)
+            text = axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
+            text.set(fontsize=7.5, in_layout=False)  # inside its cell: the layout need not ask
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("tested on experience")
     axes.set_ylabel("after experience")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
 
 from clplat.figures import COLOURS, new_figure
 from clplat.report.configurations import Configuration
@@ -71,19 +71,17 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def _cost_axis(axes: Any, costs: Sequence[float], furthest: float, in_units: bool) -> None:
     """Logarithmic where costs span more than a factor of 30, with a place for none at all."""
-    if in_units:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: in_bytes(value)))
     positive = [cost for cost in costs if cost > 0]
     if not positive:
         axes.set_xlim(-1, 1)
-        axes.set_xticks([0])
+        axes.set_xticks([0], ["0"])
         return
     least, largest = min(positive), max(positive)
     none = len(positive) < len(costs)
     if largest <= 30 * least:
         axes.set_xlim(-0.04 * furthest if none else 0, 1.06 * furthest)
         ticks = FixedLocator(_multiples(furthest)) if in_units else MaxNLocator(6)
-        axes.xaxis.set_major_locator(ticks)
+        _tick(axes, ticks, in_units)
         return
     if none:
         axes.set_xscale("symlog", linthresh=least / 2, linscale=0.5)
@@ -91,8 +89,16 @@ def _cost_axis(axes: Any, costs: Sequence[float], furthest: float, in_units: boo
         axes.set_xscale("log")
     axes.set_xlim(-least / 16 if none else least / 1.7, max(1.7 * largest, 1.1 * furthest))
     if in_units:
-        axes.xaxis.set_major_locator(FixedLocator([0.0] * none + _powers(least, largest)))
+        _tick(axes, FixedLocator([0.0] * none + _powers(least, largest)), in_units)
+
+
+def _tick(axes: Any, ticks: Locator, in_units: bool) -> None:
+    axes.xaxis.set_major_locator(ticks)
+    if in_units:
         axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: in_bytes(value).replace(".0 ", " "))
+        )
 
 
 def _multiples(largest: float) -> list[float]:
@@ -103,4 +109,4 @@ def _multiples(largest: float) -> list[float]:
 
 def _powers(least: float, largest: float) -> list[float]:
     low, high = int(np.ceil(np.log2(least))), int(np.log2(largest))
-    return [2.0**n for n in range(low, high + 1, max(1, -(-(high - low + 1) // 5)))]
+    return [2.0**n for n in range(low, high + 1, max(1, -(-(high - low + 1) // 4)))]

@@ -22,7 +22,7 @@ def ranks_figure(ranks: Ranks, title: str) -> Figure:
     half, groups = (size + 1) // 2, ranks.groups()
     lines = max(name.count("\n") + 1 for name in names)
     step = LINE + 0.15 * (lines - 1)
-    letters = max(len(line) for name in names for line in name.split("\n")) + 7
+    letters = max(len(line) for name in names for line in name.split("\n")) + 8
     margin, below = LETTER * letters + 0.2, BAR * (len(groups) + 1) + 0.1
     height = 0.75 + below + step * half
     figure = new_figure(INCHES + 2 * margin, height + 0.4)
@@ -64,5 +64,5 @@ def ranks_figure(ranks: Ranks, title: str) -> Figure:
         axes.plot([x(mean), x(mean), side], [0, y, y], lw=0.9, **ink)
         away, align = (-0.05, "right") if better else (0.05, "left")
         axes.text(side + away, y, f"{mean:.2f}", ha=align, va="center", fontsize=9)
-        axes.text(side + 9 * away, y, name, ha=align, va="center", fontsize=10)
+        axes.text(side + 11 * away, y, name, ha=align, va="center", fontsize=10)
     return figure

@@ -24,7 +24,7 @@ def literal(name: str) -> str:
 
 
 def of_those(shown: int, all_of_them: int) -> str:
-    return "" if shown == all_of_them else f" (the first {shown} of {all_of_them})"
+    return "" if shown == all_of_them else f" (the best {shown} of {all_of_them})"
 
 
 def style(k: int) -> tuple[str, str]:

@@ -59,6 +59,8 @@ def write_outputs(comparison: Comparison, folder: Path) -> tuple[dict[str, list[
     drawn: list[Path] = []
 
     def draw(scenario: str, stem: str, caption: str, figure: Figure) -> None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once for the three that follow
         figure.savefig(folder / f"{stem}.png")
         figure.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
         drawn.append(folder / f"{stem}.png")

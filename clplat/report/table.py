@@ -130,7 +130,7 @@ def _cells(quantity: Quantity, configurations: Sequence[Configuration], key: str
 
 
 def _interval(quantity: Quantity, s: Summary) -> str:
-    if s.half is None:
+    if s.half is None or not quantity.deviates:
         return ""
     return f"[{quantity.written(s.mean - s.half)}, {quantity.written(s.mean + s.half)}]"
 
@@ -159,7 +159,7 @@ def written_p(p: float) -> str:
 
 def _notes(configurations: Sequence[Configuration], question: Question) -> Iterable[str]:
     label = QUANTITIES[question.metric].label
-    yield "mean ± standard deviation over seeds; 95 % interval: Student's t over seeds"
+    yield "mean ± standard deviation over seeds; 95 % interval of the mean: Student's t over seeds"
     if alone := [c.name for c in configurations if len(c.values(question.metric)) == 1]:
         yield f"no interval of one run alone: {listed(alone)}"
     if without := [c.name for c in configurations if not c.values(question.metric)]:

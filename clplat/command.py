@@ -148,11 +148,14 @@ def status(error: BaseException) -> int:
 
 
 def aggregate(runs: list[Path]) -> None:
-    """Print mean and standard deviation over the seeds of runs that are finished."""
-    from clplat.report import find_runs, print_table
+    """Print the tables of clplat-report over the seeds of runs that are finished."""
+    from clplat.report.comparison import compare
+    from clplat.report.shown import show_tables
+    from clplat.report.table import Question
 
-    if runs:
-        print_table(find_runs(runs))
+    comparison = compare(runs, Question()) if runs else None
+    if comparison is not None:
+        show_tables(comparison)
 
 
 def full_trace() -> bool:

@@ -10,6 +10,10 @@ class InputError(ValueError):
     """
 
 
+class Locked(InputError):
+    """Another process is at this very run."""
+
+
 def at_least(section: str, least: int, **values: int) -> None:
     """Refuse the first of some values of a config's section, by their keys, that is less."""
     for key, value in values.items():

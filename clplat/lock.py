@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clplat.directory import LOCK
-from clplat.errors import InputError
+from clplat.errors import Locked
 
 log = logging.getLogger("clplat")
 
@@ -19,7 +19,7 @@ log = logging.getLogger("clplat")
 def locked(out: Path) -> Iterator[None]:
     """Hold a run directory, which is made if it is not there, until the process ends.
 
-    InputError where another process holds it. The file stays: whoever removed it could leave two
+    Locked where another process holds it. The file stays: whoever removed it could leave two
     processes with a lock each.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise InputError(
+            raise Locked(
                 f"out={out}: process {file.read().strip() or 'unknown'} is at this very run; wait "
                 "for it, or choose another out"
             ) from None
@@ -40,3 +40,15 @@ def locked(out: Path) -> Iterator[None]:
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def held(out: Path) -> bool:
+    """Whether a process holds a run directory now."""
+    try:
+        with open(out / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or no locks
+        return False
+    return False

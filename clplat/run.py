@@ -5,7 +5,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from clplat import checkpoint, metrics
 from clplat.build import build_scenario, pretrain
 from clplat.digest import SEEDS
-from clplat.directory import ENCODER, MATRIX, read_result
+from clplat.directory import ENCODER, MATRIX, already_done, read_result
 from clplat.errors import InputError, Interrupted, TrainingError
 from clplat.footprint import memory_bytes, peak_memory
 from clplat.keeper import Keeper
@@ -87,11 +87,12 @@ def run(
     names: dict[str, str],
     folders: list[Path],
     progress: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train on every experience, evaluate all after each, and leave a finished run directory.
 
     `config` is resolved and checked; `names` are the chosen files of its groups; `progress` is
-    told what happens (see `clplat.progress`). Returns the result.
+    told what happens (see `clplat.progress`). Returns the result; None if another process had
+    finished the run by the time that its directory was free.
     """
     seeds = {key: config[key] for key in SEEDS}
     hush_avalanche()
@@ -118,6 +119,8 @@ def run(
         if weights is not None:  # built anew, seeds and all: as if they had been there at once
             course = kind(config, scenario, progress, weights)
         stack.enter_context(locked(out))
+        if already_done(out, digest, seeds) is not None:
+            return None
         record = Record(out, config, digest, names, kept, began, saved and saved["record"])
         stack.callback(record.close)
         stack.enter_context(told(out, record.status))
@@ -167,10 +170,11 @@ def told(out: Path, status: Status) -> Iterator[None]:
         raise
     except Exception as error:
         log.exception("the run broke off")
+        with suppress(OSError):  # of a full disk
+            status.set("failed", reason=f"{type(error).__name__}: {error}")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TrainingError(
                 f"out={out}: no space is left there ({error.strerror}); free some, and the same "
                 "command goes on from the last checkpoint"
             ) from error
-        status.set("failed", reason=f"{type(error).__name__}: {error}")
         raise

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from clplat.errors import InputError
-from clplat.lock import locked
+from clplat.errors import Locked
+from clplat.lock import held, locked
 
 
 def holding(out):
@@ -27,7 +27,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     out = tmp_path / "runs" / "a"
     child = holding(out)
     try:
-        with pytest.raises(InputError) as error, locked(out):
+        with pytest.raises(Locked) as error, locked(out):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
@@ -42,3 +42,15 @@ def test_the_lock_is_given_back_at_the_end(tmp_path):
     for _ in range(2):
         with locked(tmp_path):
             pass
+
+
+def test_whether_a_directory_is_held_is_seen_from_outside(tmp_path):
+    out = tmp_path / "runs" / "a"
+    assert not held(out)
+    child = holding(out)
+    try:
+        assert held(out)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert not held(out)

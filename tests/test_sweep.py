@@ -5,10 +5,13 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from clplat.sweep import PLACE, Outcome, isolated, note, outcomes, summary
+from clplat.isolated import isolated
+from clplat.signals import Asked, listening
+from clplat.sweep import Outcome, Sweep, best, summary
 
 
 def die(how):
@@ -20,7 +23,7 @@ def die(how):
 
 def test_what_a_job_answers_comes_back_from_its_process():
     here = os.getpid()
-    outcome = isolated(lambda: Outcome("finished", out=str(os.getpid())))
+    outcome = isolated(lambda: Outcome("finished", out=str(os.getpid())), Asked())
     assert outcome.state == "finished"
     assert int(outcome.out) != here
 
@@ -33,11 +36,12 @@ def test_what_a_job_answers_comes_back_from_its_process():
     ],
 )
 def test_a_job_that_dies_is_an_outcome(how, reason):
-    assert isolated(lambda: die(how)) == Outcome("failed", 1, reason)
+    assert isolated(lambda: die(how), Asked()) == Outcome("failed", 1, reason)
 
 
 def test_an_error_that_nobody_expected_is_an_outcome_and_its_trace_is_shown(capfd):
-    assert isolated(lambda: 1 / 0) == Outcome("failed", 1, "ZeroDivisionError: division by zero")
+    outcome = isolated(lambda: 1 / 0, Asked())
+    assert outcome == Outcome("failed", 1, "ZeroDivisionError: division by zero")
     assert "Traceback" in capfd.readouterr().err
 
 
@@ -45,7 +49,8 @@ def test_a_signal_is_handed_on_and_ends_what_had_nothing_to_save():
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
     before = signal.getsignal(signal.SIGTERM)
     began = time.monotonic()
-    outcome = isolated(lambda: time.sleep(60))
+    with listening() as asked:
+        outcome = isolated(lambda: time.sleep(60), asked)
     assert time.monotonic() - began < 30
     assert outcome == Outcome(
         "stopped", 143, "stopped by SIGTERM before there was anything to save"
@@ -53,17 +58,36 @@ def test_a_signal_is_handed_on_and_ends_what_had_nothing_to_save():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_outcomes_are_read_in_the_order_of_their_jobs(tmp_path, monkeypatch):
-    file = tmp_path / "sweep.jsonl"
-    monkeypatch.setenv(PLACE, str(file))
-    assert outcomes(file) == []
+def test_a_signal_to_the_run_alone_leaves_its_sweep():
+    with listening() as asked:
+        outcome = isolated(lambda: os.kill(os.getpid(), signal.SIGTERM), asked)
+    assert outcome == Outcome("failed", 1, "the process died: killed by SIGTERM")
+    assert asked.number is None
+
+
+def test_outcomes_are_kept_in_a_file_as_they_come(tmp_path):
+    sweep = Sweep(tmp_path / "runs" / "sweep.jsonl")
+    assert (sweep.status, sweep.done) == (0, [])
     for job in (2, 0, 1):
-        note(job, f"seed={job}", Outcome("finished", out="runs/a"))
-    assert [line["job"] for line in outcomes(file)] == [0, 1, 2]
-    assert json.loads(file.read_text().splitlines()[0]) == {
+        sweep.note(job, f"seed={job}", Outcome("finished", out=f"runs/{job}", objective=0.5))
+    sweep.note(3, "seed=3", Outcome("failed", 1, "why"))
+    assert sweep.status == 1
+    assert sweep.done == [Path("runs/0"), Path("runs/1"), Path("runs/2")]
+    lines = [json.loads(line) for line in sweep.file.read_text().splitlines()]
+    assert lines == sweep.lines
+    assert lines[0] == {
         "job": 2, "overrides": "seed=2", "state": "finished", "status": 0, "reason": "",
-        "out": "runs/a",
+        "out": "runs/2", "objective": 0.5,
     }  # fmt: skip
+
+
+def test_the_best_is_that_of_the_highest_objective():
+    lines = [
+        {"job": k, "overrides": f"a={k}", "out": f"runs/{k}", "objective": objective}
+        for k, objective in enumerate([None, 0.25, 0.75, 0.5])
+    ]
+    assert best(lines) == "best: [3] accuracy 0.750 with a=2 -> runs/2"
+    assert best(lines[:1]) == "best: none of the runs finished"
 
 
 def test_the_summary_counts_and_names_what_did_not_finish(tmp_path):
@@ -74,7 +98,7 @@ def test_the_summary_counts_and_names_what_did_not_finish(tmp_path):
         {"job": 2, "overrides": "seed=2", "state": "failed", "reason": "bad", "out": ""},
         {"job": 3, "overrides": "seed=3", "state": "skipped", "reason": "", "out": "runs/b"},
     ]
-    assert summary(found).splitlines() == [
+    assert summary(found[::-1]).splitlines() == [
         "4 runs: 1 finished, 2 failed, 1 skipped",
         f"[2] seed=1: why ({tmp_path / 'run.log'})",
         "[3] seed=2: bad",

@@ -1,0 +1,84 @@
+"""Several runs at once, on this machine: joblib's worker processes, each run forked from one."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing import current_process
+from typing import Any
+
+from clplat.errors import Interrupted
+from clplat.extras import needed
+from clplat.isolated import isolated
+from clplat.launch import Job
+from clplat.signals import Asked, listening
+from clplat.sweep import Outcome
+
+CHOICE = "hydra/launcher=joblib"
+
+
+def run(jobs: Sequence[Job], n_jobs: int) -> Iterator[tuple[Job, Outcome]]:
+    """`n_jobs` at once; -1: as many as there are cores."""
+    joblib, psutil = needed("joblib", CHOICE, "sweep"), needed("psutil", CHOICE, "sweep")
+    broken = needed("joblib.externals.loky.process_executor", CHOICE, "sweep").BrokenProcessPool
+
+    def hand_on(number: int) -> None:
+        for worker in psutil.Process().children():
+            worker.send_signal(number)
+
+    left = {job.number: job for job in jobs}
+    with listening() as asked:
+        asked.hand_on = hand_on
+        while left and asked.number is None:
+            before = len(left)
+            try:
+                for number, outcome in _answers(joblib, [*left.values()], n_jobs, asked):
+                    yield left.pop(number), outcome
+            except broken:  # a worker, not a run, was killed, and joblib has ended all others
+                if len(left) == before:
+                    raise
+    if asked.number is not None:
+        raise Interrupted(asked.number)
+
+
+def _answers(
+    joblib: Any, jobs: Sequence[Job], n_jobs: int, asked: Asked
+) -> Iterator[tuple[int, Outcome]]:
+    several = joblib.Parallel(
+        n_jobs=min(joblib.effective_n_jobs(n_jobs), len(jobs)),
+        backend="loky",
+        pre_dispatch="n_jobs",
+        batch_size=1,
+        return_as="generator_unordered",
+    )
+    return several(joblib.delayed(in_worker)(job) for job in jobs if asked.number is None)
+
+
+def in_worker(job: Job) -> tuple[int, Outcome]:
+    """In one of joblib's processes, which goes on to the next run when this one dies."""
+    import clplat.run  # noqa: F401
+
+    os.environ["TTY_COMPATIBLE"] = "0"  # bars of several processes would overwrite each other
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: a worker hands it on
+    with listening() as asked:
+        return job.number, isolated(lambda: on_device(job), asked)
+
+
+def on_device(job: Job) -> Outcome:
+    """Where there are several GPUs, a worker's runs see one of them."""
+    if job.config.device in ("auto", "cuda"):
+        import torch
+
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = given.split(",") if given else map(str, range(torch.cuda.device_count()))
+        device = turn(current_process().name, [*devices])
+        if device is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
+    return job()
+
+
+def turn(worker: str, devices: Sequence[str]) -> str | None:
+    """The device of a worker, such as LokyProcess-3: they take turns; None: there is no choice."""
+    number = worker.rpartition("-")[2]
+    if len(devices) < 2 or not number.isdecimal():
+        return None
+    return devices[(int(number) - 1) % len(devices)]

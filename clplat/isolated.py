@@ -1,0 +1,67 @@
+"""A job in a process of its own, forked from one that has imported what it needs."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+
+from clplat.errors import Interrupted
+from clplat.signals import ASKING, Asked, nobody
+from clplat.sweep import Outcome
+
+
+def isolated(job: Callable[[], Outcome], asked: Asked) -> Outcome:
+    """The outcome of a job that runs in a process of its own: it may die, and others go on.
+
+    A signal that asks to stop is handed on to it, once: it is in a process group of its own, which
+    Ctrl-C does not reach.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # none may come to a child not yet known
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        os.close(reading)
+        for number in ASKING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+        _answer(job, writing)
+    asked.hand_on = partial(os.kill, child)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+    os.close(writing)
+    answer = _read(reading)
+    asked.hand_on = nobody
+    _, ended = os.waitpid(child, 0)
+    if answer:
+        return Outcome(**json.loads(answer))
+    code = os.waitstatus_to_exitcode(ended)
+    if asked.number is not None:
+        stop = Interrupted(asked.number, saved=False)
+        return Outcome("stopped", 128 + asked.number, str(stop))
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with status {code}"
+    return Outcome("failed", 1, f"the process died: {how}")
+
+
+def _answer(job: Callable[[], Outcome], writing: int) -> None:
+    """In the child, which never returns."""
+    try:
+        outcome = job()
+    except BaseException as error:
+        traceback.print_exc()
+        outcome = Outcome("failed", 1, f"{type(error).__name__}: {error}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(writing, "w") as pipe:
+        json.dump(asdict(outcome), pipe)
+    os._exit(0)
+
+
+def _read(reading: int) -> str:
+    with open(reading) as pipe:
+        return pipe.read()

@@ -1,0 +1,51 @@
+"""Whole sweeps as subprocesses, and a strategy whose runs die."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SHORT = "train.epochs=1 optimizer.lr=0.001"
+# Several seconds, and saved every few moments.
+LONG = "train.epochs=40 checkpoint.every=50 checkpoint.unit=iterations"
+
+
+def started(arguments: str, folder: Path, **environment: str) -> subprocess.Popen:
+    """`clplat -m arguments` in a folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "clplat", "-m", *arguments.split()],
+        cwd=folder,
+        env={**os.environ, "HYDRA_FULL_ERROR": "0", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def swept(arguments: str, folder: Path, **environment: str) -> tuple[int, str]:
+    """Its exit status, and what it printed on standard error, in the end."""
+    process = started(arguments, folder, **environment)
+    _, err = process.communicate()
+    return process.returncode, err
+
+
+def outcomes(folder: Path) -> list[dict[str, Any]]:
+    """What all sweeps in a folder noted."""
+    files = sorted((folder / "runs").glob("sweep_*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def write_dies(folder: Path) -> str:
+    """Write a strategy whose process ends without a word; return the arguments that choose it."""
+    mine = folder / "mylab"
+    (mine / "strategy").mkdir(parents=True)
+    (mine / "strategy" / "dies.yaml").write_text("# Dies.\n_target_: dies.Dies\n")
+    (mine / "dies.py").write_text(
+        "import os\nfrom avalanche.core import SupervisedPlugin\n"
+        "class Dies(SupervisedPlugin):\n"
+        "    def before_training_exp(self, strategy, **kwargs):\n"
+        "        os._exit(7)\n"
+    )
+    return "--config-dir mylab strategy=dies,finetune"

@@ -1,0 +1,140 @@
+"""Sweeps by each launcher: runs that die, sweeps that are stopped, two at once."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from clplat.directory import CHECKPOINT, STATUS
+from clplat.engines import submitit as by_submitit
+from clplat.engines.joblib import turn
+from tests.sweeps import LONG, SHORT, outcomes, started, swept, write_dies
+
+
+def wait_until(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def begun(folder):
+    """The run directories whose runs have been saved, and are not finished."""
+    return [file.parent for file in folder.rglob(CHECKPOINT)]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "reason"),
+    [
+        ("joblib hydra.launcher.n_jobs=2", "the process died: it ended with status 7 ("),
+        ("submitit_local", "ended without an answer (FINISHED); log: "),
+    ],
+)
+def test_runs_that_die_leave_the_others_and_are_told_of(tmp_path, launcher, reason):
+    arguments = f"hydra/launcher={launcher} {write_dies(tmp_path)} seed=0,1 {SHORT}"
+    status, err = swept(arguments, tmp_path)
+    assert status == 1, err
+    assert "4 runs: 2 failed, 2 finished" in err
+    for number, seed in ((1, 0), (3, 1)):
+        (line,) = [line for line in err.splitlines() if line.startswith(f"[{number}] optimizer")]
+        assert f"seed={seed},strategy=dies,train.epochs=1: " in line
+        assert reason in line
+        assert f"seed_{seed}/run.log" in line
+    lines = sorted(outcomes(tmp_path), key=lambda line: line["job"])
+    assert [line["state"] for line in lines] == ["failed", "finished"] * 2
+
+
+def test_joblibs_runs_are_saved_when_the_sweep_is_stopped_and_go_on(tmp_path):
+    arguments = f"hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1,2 {LONG}"
+    sweep = started(arguments, tmp_path)
+    wait_until(lambda: len(begun(tmp_path)) == 2)
+    sweep.send_signal(signal.SIGTERM)
+    _, err = sweep.communicate()
+    assert sweep.returncode == 143, err
+    assert "3 runs: 2 stopped, 1 not begun" in err
+    assert "stopped by SIGTERM, and saved; the same command goes on from there" in err
+    assert len(begun(tmp_path)) == 2
+
+    # One of joblib's own processes is killed, and joblib ends the others.
+    sweep = started(arguments, tmp_path)
+    running = []
+
+    def workers():
+        alive = [child for child in psutil.Process(sweep.pid).children() if child.children()]
+        running[:] = [child for child in alive if "LokyProcess" in " ".join(child.cmdline())]
+        return len(running) == 2
+
+    wait_until(workers)
+    os.kill(running[0].pid, signal.SIGKILL)
+    _, err = sweep.communicate()
+    assert sweep.returncode == 0, err
+    assert "failed" not in err.splitlines()[-1]
+    assert not begun(tmp_path)
+
+
+def test_two_sweeps_in_one_directory_finish_every_run_once(tmp_path):
+    sweeps = [started(f"seed=0,1,2 {LONG}", tmp_path) for _ in range(2)]
+    told = [sweep.communicate()[1] for sweep in sweeps]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0], told
+    states = [line["state"] for line in outcomes(tmp_path)]
+    assert sorted(states) == ["finished"] * 3 + ["skipped"] * 3
+    assert len(list(tmp_path.rglob(STATUS))) == 3
+
+
+@pytest.mark.parametrize(
+    ("choice", "package", "extra"),
+    [
+        ("hydra/launcher=ray", "ray", "ray"),
+        ("hydra/launcher=joblib", "joblib", "sweep"),
+        ("hydra/launcher=submitit_slurm", "submitit", "slurm"),
+        ("hydra/sweeper=optuna", "hydra_plugins.hydra_optuna_sweeper", "sweep"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named(
+    tmp_path, monkeypatch, capsys, choice, package, extra
+):
+    import sys
+
+    from clplat.command import run_command
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(sys, "argv", ["clplat", "-m", choice, "seed=0,1"])
+    with pytest.raises(SystemExit) as stop:
+        run_command()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"clplat: {choice}: {package} is not installed; pip install 'clplat[{extra}]'\n"
+    )
+
+
+def test_a_launcher_of_others_is_refused_in_words(command, tmp_path):
+    mine = tmp_path / "mine" / "hydra" / "launcher"
+    mine.mkdir(parents=True)
+    (mine / "theirs.yaml").write_text(
+        "_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher\n"
+    )
+    outcome = command(f"-m --config-dir mine hydra/launcher=theirs seed=0 {SHORT}")
+    assert outcome.status == 2
+    assert "hydra/launcher=theirs: expected one of clplat's, such as basic, joblib" in outcome.err
+
+
+def test_workers_take_turns_on_the_devices():
+    assert [turn(f"LokyProcess-{k}", ["0", "2"]) for k in (1, 2, 3)] == ["0", "2", "0"]
+    assert turn("LokyProcess-2", ["0"]) is None
+    assert turn("MainProcess", ["0", "1"]) is None
+
+
+def test_a_job_is_gone_when_it_is_not_in_the_queue_at_two_looks(monkeypatch):
+    class Handle:
+        job_id = "7_1"
+
+    listed = ["", "7_1\n", "", None, ""]
+    monkeypatch.setattr(by_submitit, "asked_slurm", lambda *command: listed.pop(0))
+    monkeypatch.setattr(by_submitit, "QUEUE_SECONDS", 0.0)
+    queue = by_submitit.Queue()
+    assert not queue(Handle)  # not known yet when the queue was looked at
+    assert [queue(Handle) for _ in range(4)] == [False, False, False, True]

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench
+.PHONY: demo test test-slurm check bench
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -23,6 +23,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest -n auto
 	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/ops
+
+# As root: apt-get install slurmctld slurmd slurm-client munge
+test-slurm: $(READY)
+	$(BIN)/pytest tests/slurm/check_slurm.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -26,8 +26,7 @@ from clplat.request import EXPLAINED, TRACE, explain, full_trace, outcome_of, st
 from clplat.seeds import with_seeds
 from clplat.several import expanded
 from clplat.sweep import Outcome, Sweep, best, summary
-
-OPTUNA = "hydra/sweeper=optuna"
+from clplat.tuning import OPTUNA, Tuning, candidates, told, tuning
 
 
 class UserConfigs(SearchPathPlugin):
@@ -57,10 +56,10 @@ def show_side_by_side(sweep: Sweep) -> None:
         print(compared(sweep.file.parent, sweep.done), file=sys.stderr)
 
 
-def tell(sweep: Sweep, searched: bool) -> None:
+def tell(sweep: Sweep) -> None:
     """Print what became of the runs, and the best where they were a search for it."""
     told = [summary(sweep.lines)] if len(sweep.lines) > 1 or sweep.status else []
-    told += [best(sweep.lines)] if searched else []
+    told += [best(sweep.lines)] if sweep.searched else []
     if told:
         console = Console(stderr=True, highlight=False)
         console.print("\n".join(told), soft_wrap=True, markup=False)
@@ -94,8 +93,40 @@ def run_command() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints the error its way and exits with 1
     Plugins.instance().register(UserConfigs)
     launch.register()
+    asked = sys.argv[1:]
+    try:
+        plan = tuning(asked)
+        code = carry_out(asked) if plan is None else tuned(plan)
+        if plan is None and Sweep.current is not None:
+            if any(argument.startswith("seeds=") for argument in asked):
+                aggregate(Sweep.current.done)
+            show_side_by_side(Sweep.current)
+    except InputError as error:
+        code = 2
+        print(f"clplat: {error}", file=sys.stderr)
+    if code:
+        sys.exit(code)
+
+
+def tuned(plan: Tuning) -> int:
+    """Try the candidates, then run what was chosen for each combination; the exit status."""
+    code = carry_out(plan.search)
+    tried, done = Sweep.current, []
+    if code > 2 or tried is None or not tried.done:  # stopped, or nothing to choose among
+        return code
+    for found in candidates(tried.lines):
+        print(told(found, plan.experiences), flush=True)
+        code = max(code, carry_out(plan.final(found[0])))
+        if Sweep.current is not None:
+            done += Sweep.current.done
+    aggregate(done)
+    return code
+
+
+def carry_out(asked: list[str]) -> int:
+    """Run what these arguments say, one run or a sweep (`Sweep.current`); the exit status."""
     Sweep.current = None
-    asked, alone = sys.argv[1:], []
+    alone: list[Outcome] = []
 
     def task(node: DictConfig) -> None:
         attempt(node, alone)
@@ -109,17 +140,13 @@ def run_command() -> None:
         finally:
             sweep = Sweep.current
             if sweep is not None and sweep.lines:
-                tell(sweep, OPTUNA in asked)
+                tell(sweep)
         if sweep is not None and not sweep.lines:
             swept = " ".join(a for a in sys.argv[1:] if not a.startswith("-"))
             raise InputError(
                 f"-m {swept}: no run came of it; a sweep over nothing, such as glob(*) on a key "
                 "that is no group, has no values; list them: key=a,b"
             )
-        if any(argument.startswith("seeds=") for argument in asked) and sweep is not None:
-            aggregate(sweep.done)
-        if sweep is not None:
-            show_side_by_side(sweep)
     except (*EXPLAINED, Interrupted) as error:
         if full_trace():
             traceback.print_exc()
@@ -132,5 +159,4 @@ def run_command() -> None:
         if outcome.reason:
             print(f"clplat: {outcome.reason}", file=sys.stderr)
     swept_status = Sweep.current.status if Sweep.current is not None else 0
-    if code := max([swept_status, *(outcome.status for outcome in alone)]):
-        sys.exit(code)
+    return max([swept_status, *(outcome.status for outcome in alone)])

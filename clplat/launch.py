@@ -88,7 +88,8 @@ class Launch(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         self.context, self.config = hydra_context, config
-        Sweep.begin(Path(config.hydra.sweep.dir).absolute())
+        searched = config.hydra.runtime.choices["hydra/sweeper"] != "basic"
+        Sweep.begin(Path(config.hydra.sweep.dir).absolute(), searched)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -135,7 +136,8 @@ class Launch(Launcher):
 
     def _note(self, job: Job, outcome: Outcome) -> None:
         if Sweep.current is not None:
-            Sweep.current.note(job.number, job.overrides, outcome)
+            given = list(job.config.hydra.overrides.task)
+            Sweep.current.note(job.number, job.overrides, given, outcome)
 
 
 def wait_for(job: Job, out: Path) -> None:

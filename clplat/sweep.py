@@ -5,6 +5,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
+from signal import Signals
 from typing import Any, ClassVar
 
 DONE = ("finished", "skipped")
@@ -26,21 +27,28 @@ class Outcome:
     objective: float | None = None
 
 
+def cancelled(number: int) -> Outcome:
+    """A run elsewhere, of which nobody waits to hear when its sweep is stopped by a signal."""
+    name = Signals(number).name
+    return Outcome("stopped", 128 + number, f"cancelled by {name}; saved, if it had begun")
+
+
 @dataclass
 class Sweep:
     """The outcomes of a sweep, in memory and, a line each as they come, in a file."""
 
     file: Path
+    searched: bool = False  # its settings were proposed by a sweeper that looks for the best
     lines: list[dict[str, Any]] = field(default_factory=list)
     current: ClassVar["Sweep | None"] = None  # of this command; None: it is no sweep
 
     @classmethod
-    def begin(cls, folder: Path) -> None:
+    def begin(cls, folder: Path, searched: bool) -> None:
         began = datetime.now().strftime("%Y%m%d_%H%M%S")
-        cls.current = cls(folder / f"sweep_{began}_{os.getpid()}.jsonl")
+        cls.current = cls(folder / f"sweep_{began}_{os.getpid()}.jsonl", searched)
 
-    def note(self, job: int, overrides: str, outcome: Outcome) -> None:
-        line = {"job": job, "overrides": overrides, **asdict(outcome)}
+    def note(self, job: int, overrides: str, given: list[str], outcome: Outcome) -> None:
+        line = {"job": job, "overrides": overrides, "given": given, **asdict(outcome)}
         self.lines.append(line)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a") as file:
@@ -48,8 +56,9 @@ class Sweep:
 
     @property
     def status(self) -> int:
-        """What the command exits with."""
-        return max((line["status"] for line in self.lines), default=0)
+        """What the command exits with: 1 if a run failed, 2 if at most some were refused."""
+        statuses = {line["status"] for line in self.lines}
+        return 1 if 1 in statuses else max(statuses, default=0)
 
     @property
     def done(self) -> list[Path]:

@@ -8,7 +8,7 @@ from clplat.errors import Interrupted
 from clplat.extras import needed
 from clplat.launch import Job
 from clplat.signals import listening
-from clplat.sweep import Outcome
+from clplat.sweep import Outcome, cancelled
 
 GRACE = 60.0  # seconds, for runs that are asked to stop
 
@@ -24,17 +24,16 @@ def run(
     with listening() as asked:
         try:
             running = {task.remote(job): job for job in jobs}
-            asked.hand_on = lambda number: [ray.cancel(reference) for reference in running]
-            until = float("inf")
-            while running and time.monotonic() < until:
+            until = None
+            while running and (until is None or time.monotonic() < until):
+                if asked.number is not None and until is None:
+                    until = time.monotonic() + GRACE
+                    for reference in running:
+                        ray.cancel(reference)
                 ready, _ = ray.wait([*running], num_returns=1, timeout=1.0)
                 for reference in ready:
                     job = running.pop(reference)
-                    outcome = answer(ray, reference)
-                    if outcome is not None:
-                        yield job, outcome
-                if asked.number is not None:
-                    until = min(until, time.monotonic() + GRACE)
+                    yield job, answer(ray, reference, asked.number)
         finally:
             ray.shutdown()
     if asked.number is not None:
@@ -46,15 +45,12 @@ def carry_out(job: Job) -> Outcome:
     return job()
 
 
-def answer(ray: Any, reference: Any) -> Outcome | None:
-    """What a task has answered; None if it was cancelled."""
+def answer(ray: Any, reference: Any, asked: int | None) -> Outcome:
+    """What a task has answered, or how it ended without."""
     try:
         return ray.get(reference)
-    except ray.exceptions.TaskCancelledError:
-        return None
     except Exception as error:
-        return Outcome("failed", 1, f"{type(error).__name__}: {first_line(error)}")
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+        if asked is not None and isinstance(error, ray.exceptions.TaskCancelledError):
+            return cancelled(asked)
+        first = str(error).strip().partition("\n")[0]
+        return Outcome("failed", 1, f"{type(error).__name__}: {first}")

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from clplat.errors import Interrupted
 from clplat.extras import needed
 from clplat.launch import Job
 from clplat.signals import listening
-from clplat.sweep import Outcome
+from clplat.sweep import Outcome, cancelled
 
 SECONDS = 1.0  # between two looks at the answers
 QUEUE_SECONDS = 15.0  # between two at the queue, which all users of a cluster share
@@ -45,23 +45,17 @@ def run(
     waiting, running = [*jobs], {}
     gone = Queue() if slurm else ended
 
-    def hand_on(number: int) -> None:
-        for handle in running.values():
-            if slurm:
-                handle.cancel(check=False)
-            else:  # to the process that started it, which hands this one on
-                os.kill(int(handle.job_id), signal.SIGTERM)
-
     with listening() as asked:
-        asked.hand_on = hand_on
         while waiting or running:
-            batch = waiting[: most - len(running)] if asked.number is None else []
+            if asked.number is not None:
+                stop(running.values(), slurm)
+                yield from ((job, cancelled(asked.number)) for job in jobs if job.number in running)
+                raise Interrupted(asked.number)
+            batch = waiting[: most - len(running)]
             del waiting[: len(batch)]
             if batch:
                 handles = executor.submit_array([Submitted(job) for job in batch])
                 running |= dict(zip([job.number for job in batch], handles, strict=True))
-            if asked.number is not None and (slurm or not running):
-                raise Interrupted(asked.number)
             time.sleep(SECONDS)
             for job in [job for job in jobs if job.number in running]:
                 outcome = answer(running[job.number], gone)
@@ -69,6 +63,15 @@ def run(
                     del running[job.number]
                     tell(job, outcome)
                     yield job, outcome
+
+
+def stop(handles: Iterable[Any], slurm: bool) -> None:
+    """Have what is running saved and ended, and what waits in a queue taken out of it."""
+    for handle in handles:
+        if slurm:
+            handle.cancel(check=False)
+        elif not handle.done():  # the process that has started it hands the signal on
+            os.kill(int(handle.job_id), signal.SIGTERM)
 
 
 class Submitted:

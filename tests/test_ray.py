@@ -1,0 +1,39 @@
+"""A sweep on a Ray cluster of two nodes, one of which is lost on the way."""
+
+import pytest
+
+from clplat.directory import RESULT
+from tests.sweeps import LONG, outcomes, started, swept, wait_until
+from tests.test_resumable import assert_same
+
+
+@pytest.mark.timeout(600)
+def test_runs_outlive_a_lost_node_and_end_as_serial_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_enable_metrics_collection", "false")
+    from ray.cluster_utils import Cluster  # reads the environment
+
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    for folder in (alone, spread, tmp_path / "home"):
+        folder.mkdir()
+    assert swept(f"seed=0,1,2 {LONG}", alone)[0] == 0
+
+    memory = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
+    try:
+        lost = cluster.add_node(num_cpus=1, object_store_memory=memory["object_store_memory"])
+        ray = f"hydra/launcher=ray hydra.launcher.init.address={cluster.address}"
+        sweep = started(f"{ray} seed=0,1,2 {LONG}", spread)
+        wait_until(lambda: len([*spread.rglob("checkpoint.pt")]) == 2)  # a run on each node
+        cluster.remove_node(lost, allow_graceful=False)
+        _, err = sweep.communicate()
+    finally:
+        cluster.shutdown()
+    assert sweep.returncode == 0, err
+    assert "3 runs: 3 finished" in err
+    assert [line["state"] for line in outcomes(spread)] == ["finished"] * 3
+    whole = [file.parent for file in alone.rglob(RESULT)]
+    assert len(whole) == 3
+    for out in whole:
+        assert_same(out, spread / out.relative_to(alone))

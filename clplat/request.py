@@ -33,12 +33,17 @@ def module_folders() -> list[Path]:
 
 
 def default_out(names: dict[str, str], digest: str, config: dict[str, Any]) -> Path:
-    """runs/<scenario>/<strategy>/<digest>/seed_<n>, naming also the seeds that are set apart."""
+    """runs/<scenario>/<strategy>/<digest>/seed_<n>, naming also the seeds that are set apart.
+
+    In runs/tune instead where the first experiences alone are trained on.
+    """
     seeds = f"seed_{config['seed']}"
     for key in SEEDS[1:]:
         if config[key] != config["seed"]:
             seeds += f"_{key.removeprefix('seed_')}_{config[key]}"
     parts = [names["scenario"], names["strategy"]]
+    if config["train"]["experiences"] is not None:
+        parts.insert(0, "tune")  # apart from the runs that are reported
     return Path("runs", *(part.replace("/", "_") for part in parts), digest, seeds)
 
 

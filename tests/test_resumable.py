@@ -149,6 +149,9 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tmp_path, monkeypatch
         "command goes on from the last checkpoint"
     )
     assert checkpoint.load(out) is not None
+    status = json.loads((out / STATUS).read_text())
+    assert status["state"] == "failed"
+    assert "No space left on device" in status["reason"]
     carry_out(config, out)
     assert_same(tmp_path / "whole", out)
 

@@ -79,7 +79,7 @@ def test_outcomes_are_kept_in_a_file_as_they_come(tmp_path):
     assert lines == sweep.lines
     assert lines[0] == {
         "job": 2, "overrides": "seed=2", "state": "finished", "status": 0, "reason": "",
-        "out": "runs/2", "objective": 0.5,
+        "out": "runs/2", "objective": 0.5, "given": [],
     }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def test_outcomes_are_kept_in_a_file_as_they_come(tmp_path):
         sweep.note(job, f"seed={job}", [], Outcome("finished", out=f"runs/{job}", objective=0.5))
     sweep.note(3, "seed=3", [], Outcome("failed", 1, "why"))
     assert sweep.status == 1
-    sweep.note(4, "seed=-1", Outcome("failed", 2, "why"))
+    sweep.note(4, "seed=-1", [], Outcome("failed", 2, "why"))
     assert sweep.status == 1
     assert sweep.done == [Path("runs/0"), Path("runs/1"), Path("runs/2")]
     lines = [json.loads(line) for line in sweep.file.read_text().splitlines()]

@@ -18,7 +18,7 @@ from clplat.build import build_scenario
 from clplat.data import tensors_of
 from clplat.errors import InputError
 from clplat.keeper import Keeper
-from clplat.report import main as report
+from clplat.report.__main__ import main as report
 from clplat.scenario import seed_of_task
 from clplat.series import SeriesRun, across_task_memory, cross_entropy, over_tasks, seeds_of_task
 

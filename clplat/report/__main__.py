@@ -1,9 +1,11 @@
 """`clplat-report` and `python -m clplat.report`: compare finished runs, or watch a sweep."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from clplat.directory import RESULT
@@ -50,6 +52,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.watch and (options.baseline or options.experiences or options.metric != "accuracy"):
         parser.error("--watch shows runs that go on: it takes folders alone")
+    if options.experiences and options.format in ("markdown", "csv", "latex"):
+        parser.error("--experiences is a table for the terminal; leave out --format")
     return options
 
 
@@ -62,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             watch(options.folders)
         else:
             report(options)
+    except BrokenPipeError:  # as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except InputError as error:
         print(f"clplat-report: {error}", file=sys.stderr)
         sys.exit(2)
@@ -71,12 +78,11 @@ def report(options: argparse.Namespace) -> None:
     """Print the tables; unless one form alone is asked for, write all of them, and figures."""
     from clplat.report.comparison import compare
     from clplat.report.formats import comma_separated, latex, markdown
-    from clplat.report.shown import console, show_experiences, show_tables
+    from clplat.report.shown import show_experiences, show_tables
     from clplat.report.table import Question
 
-    folder = options.out or options.folders[0]
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: is a file; expected a folder, which need not exist")
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out}: is a file; expected a folder; it need not exist")
     comparison = compare(options.folders, Question(options.metric, options.baseline))
     if comparison is None:
         looked = " ".join(map(str, options.folders))
@@ -96,16 +102,26 @@ def report(options: argparse.Namespace) -> None:
         if options.experiences:
             show_experiences(comparison)
     if options.format is None:
-        from clplat.report.outputs import write_outputs
+        write(comparison, options.out or options.folders[0])
+        print(f"curves: tensorboard --logdir {options.folders[0]}")
+        print(f"        then open {tensorboard_link()}")
 
-        files, told = write_outputs(comparison, folder)
-        screen = console()
-        screen.print(told, soft_wrap=True, markup=False)
-        for what, paths in files.items():
-            listed = " ".join(map(str, paths))
-            screen.print(f"{what}: {listed}", soft_wrap=True, markup=False)
-        screen.print(f"curves: tensorboard --logdir {options.folders[0]}", soft_wrap=True)
-        screen.print(f"        then open {tensorboard_link()}", soft_wrap=True, markup=False)
+
+def write(comparison: Any, folder: Path) -> None:
+    """Write everything to a folder, and say what is there."""
+    from clplat.report.outputs import write_outputs
+
+    try:
+        outputs = write_outputs(comparison, folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written to ({error.strerror}); name another folder by --out"
+        ) from error
+    print(outputs.ranks)
+    print(f"page: {outputs.page}")
+    print(f"beside it: {', '.join(outputs.tables)}")
+    if outputs.figures:
+        print(f"figures, .png and .pdf: {', '.join(outputs.figures)}")
 
 
 if __name__ == "__main__":

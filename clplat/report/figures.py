@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,16 @@ def accuracy_curves(configurations: Sequence[Configuration]) -> Curves:
     """The score over the experiences so far, of those whose runs have as many of them."""
     curves = {}
     for c in configurations:
-        runs = [run.result.get("accuracy_so_far") or [] for run in c.runs]
-        if len({len(run) for run in runs}) == 1 and runs[0]:
+        runs = [_numbers(run.result.get("accuracy_so_far")) for run in c.runs]
+        if runs[0] and len({len(run) for run in runs}) == 1:
             curves[c.name] = (range(1, len(runs[0]) + 1), runs)
     return curves
+
+
+def _numbers(values: Any) -> list[float]:
+    """A list of numbers as it is, of anything else none."""
+    whole = isinstance(values, list) and all(isinstance(v, int | float) for v in values)
+    return values if whole else []
 
 
 def anytime_curves(configurations: Sequence[Configuration]) -> Curves:
@@ -54,16 +61,20 @@ def anytime_curves(configurations: Sequence[Configuration]) -> Curves:
     for c in configurations:
         if len(c.values("anytime_accuracy")) < len(c.runs):
             continue
-        points = []
-        for run in c.runs:
-            lines = map(json.loads, (run.out / LINES).read_text().splitlines())
-            points.append(
-                {line["samples"]: line["accuracy"] for line in lines if "samples" in line}
-            )
+        try:
+            points = [_evaluations(run.out / LINES) for run in c.runs]
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
         common = sorted(set.intersection(*map(set, points)))  # groups end at different places
         if common:
             curves[c.name] = common, [[of_run[samples] for samples in common] for of_run in points]
     return curves
+
+
+def _evaluations(file: Path) -> dict[int, float]:
+    """The accuracy after so many samples, of those inside experiences too."""
+    lines = map(json.loads, file.read_text().splitlines())
+    return {line["samples"]: line["accuracy"] for line in lines if "samples" in line}
 
 
 def curves_figure(curves: Curves, title: str, score: str, samples: bool = False) -> Figure:

@@ -1,6 +1,7 @@
 """Everything that a comparison leaves in a folder: tables, figures and the page."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from clplat.report.matrices import matrices_of
 from clplat.report.page import Picture, as_svg, page
 from clplat.report.quantities import QUANTITIES
 from clplat.report.ranks import Ranks, rank, ranks_told
+from clplat.report.table import listed
 
 
 def figures_of(
@@ -42,6 +44,8 @@ def figures_of(
     if whole := {c.name: np.mean(found, axis=0) for c in some if (found := matrices_of(c))}:
         these = of_those(len(whole), len(configurations))
         caption = f"{score} on each experience after each, mean over seeds{these}"
+        if without := [c.name for c in some if c.name not in whole]:
+            caption += f"; without a whole matrix: {listed(without)}"
         yield "accuracy_matrix", caption, matrices_figure(whole, scenario + these, score)
     these = of_those(len(some), len(configurations))
     if figure := forgetting_figure(some, scenario + these):
@@ -52,18 +56,30 @@ def figures_of(
         yield "forgetting", caption, figure
 
 
-def write_outputs(comparison: Comparison, folder: Path) -> tuple[dict[str, list[Path]], str]:
-    """Write all forms; returns the files by what they are, and what is said of the ranks."""
+@dataclass(frozen=True)
+class Outputs:
+    """What was written: the page, the tables beside it, and figures by their stems; `ranks` tells
+    of the critical-difference diagram.
+    """
+
+    page: Path
+    tables: list[str]
+    figures: list[str]
+    ranks: str
+
+
+def write_outputs(comparison: Comparison, folder: Path) -> Outputs:
+    """Write all forms to a folder, which is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, list[Picture]] = {}
-    drawn: list[Path] = []
+    drawn: list[str] = []
 
     def draw(scenario: str, stem: str, caption: str, figure: Figure) -> None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once for the three that follow
         figure.savefig(folder / f"{stem}.png")
         figure.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
-        drawn.append(folder / f"{stem}.png")
+        drawn.append(stem)
         pictures.setdefault(scenario, []).append(as_svg(figure, stem, caption))
         figure.clear()
 
@@ -86,5 +102,5 @@ def write_outputs(comparison: Comparison, folder: Path) -> tuple[dict[str, list[
     }
     for name, text in texts.items():
         write_atomically(folder / name, text.encode(), durable=False)
-    names = [folder / name for name in texts]
-    return {"page": names[:1], "tables": names[1:], "figures": drawn}, told
+    page_file, *tables = texts
+    return Outputs(folder / page_file, tables, drawn, told)

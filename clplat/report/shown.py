@@ -40,6 +40,7 @@ def _print_table(console: Console, table: Table, metric: str) -> None:
             break
         keys.remove(spare[-1])
         left_out += [c.label for c in table.columns if c.key == spare[-1]]
+    console.print(Text(table.scenario, style="bold"), soft_wrap=True)
     console.print(drawn)
     for note in table.notes:
         console.print(Text(note, style="dim"), soft_wrap=True)
@@ -53,11 +54,7 @@ def _width(console: Console, drawn: Drawn) -> int:
 
 
 def _drawn(table: Table, keys: Sequence[str]) -> Drawn:
-    drawn = Drawn(
-        title=Text(table.scenario, style="bold"),
-        title_justify="left",
-        box=box.HEAVY_HEAD,
-    )
+    drawn = Drawn(box=box.HEAVY_HEAD)
     shown = [k for k, column in enumerate(table.columns) if column.key in keys]
     for k in shown:
         column = table.columns[k]
@@ -78,13 +75,14 @@ def show_experiences(comparison: Comparison) -> None:
         finals = {c.name: [m[-2] for m in found] for c in members if (found := matrices_of(c))}
         if not finals:
             continue
-        title = f"{scenario}: score on each experience after the last one"
-        drawn = Drawn(title=Text(title, style="bold"), title_justify="left", box=box.HEAVY_HEAD)
+        drawn = Drawn(box=box.HEAVY_HEAD)
         drawn.add_column("strategy", overflow="fold")
         for j in range(max(len(rows[0]) for rows in finals.values())):
             drawn.add_column(str(j), justify="right", no_wrap=True)
         for name, rows in finals.items():
             drawn.add_row(Text(name), *(_score(column) for column in np.stack(rows).T.tolist()))
+        title = f"{scenario}: score on each experience after the last one"
+        screen.print(Text(title, style="bold"), soft_wrap=True)
         screen.print(drawn)
 
 

@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/clplat experiment=demo
-	$(BIN)/python -m clplat.report runs/demo
+	$(BIN)/clplat-report runs/demo
 
 # Triton's kernels run in its interpreter, which a process is either for or not for.
 test: $(READY)

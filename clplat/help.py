@@ -18,7 +18,7 @@ Train a continual-learning strategy on a scenario and record what it forgets.
 
 Usage: clplat [key=value ...]                    one run
        clplat -m [key=value1,value2 ...]         a run for every combination
-       python -m clplat.report runs/...          tables and figures of finished runs
+       clplat-report runs/...                    tables, tests and figures of finished runs
 
 Examples:
   clplat strategy=replay strategy.capacity=200

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -375,6 +376,24 @@ def test_it_imports_neither_torch_nor_avalanche(runs):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_commands_of_the_guide_do_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for k, name in enumerate(("replay", "ewc", "lwf")):
+        for seed in range(2):
+            write_run(Path(f"runs/demo/{name}/{seed}"), name, name, seed, 0.1 * k + 0.01 * seed * k)
+    text = (Path(__file__).parent.parent / "docs/guides/compare.md").read_text()
+    commands = [c.split() for c in re.findall(r"^\$ clplat-report (.*)$", text, re.MULTILINE)]
+    assert len(commands) == 5
+    for arguments in commands:
+        main(arguments)
+        assert capsys.readouterr().out
+    promised = re.findall(r"`([a-z_.]+)`", text[text.index("| file |") : text.index("Figures are")])
+    figures = ("accuracy", "accuracy_matrix", "forgetting", "critical_difference")
+    written = {file.name for file in Path("runs/demo").iterdir() if file.is_file()}
+    assert {name.removesuffix(".png") for name in written} >= {*figures, "table.tex"}
+    assert {name.partition(".")[0] for name in written} <= {n.partition(".")[0] for n in promised}
 
 
 # What the figures show

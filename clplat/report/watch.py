@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -22,6 +22,8 @@ PATIENCE = 10.0  # seconds for the next run of a sweep to begin, once none runs 
 STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow"}  # others: red
 ORDER = ("running", "broken off", "failed", "stopped", "unknown", "finished")
 Signs = Mapping[Path, Sign]
+Clock = Callable[[], float]
+Sleep = Callable[[float], None]
 
 
 class Watcher:
@@ -43,8 +45,8 @@ class Watcher:
 
 def watch(
     folders: Sequence[Path],
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
+    clock: Clock = time.monotonic,
+    sleep: Sleep = time.sleep,
 ) -> None:
     """Show every run until none is running: a table in a terminal, lines elsewhere.
 
@@ -66,7 +68,7 @@ def watch(
         sys.exit(130)
 
 
-def _looks(watcher, signs, clock, sleep):
+def _looks(watcher: Watcher, signs: Signs, clock: Clock, sleep: Sleep) -> Iterator[Signs]:
     """What each look finds, until nothing has run for some time."""
     ran = clock() if _runs(signs) else None
     yield signs
@@ -82,13 +84,15 @@ def _runs(signs: Signs) -> bool:
     return any(sign.state == "running" for sign in signs.values())
 
 
-def _in_terminal(screen, watcher, signs, clock, sleep) -> None:
+def _in_terminal(
+    screen: Console, watcher: Watcher, signs: Signs, clock: Clock, sleep: Sleep
+) -> None:
     with Live(console=screen, auto_refresh=False) as live:
         for found in _looks(watcher, signs, clock, sleep):
             live.update(drawn(found, watcher.folders, screen.height - 4), refresh=True)
 
 
-def _in_lines(screen, watcher, signs, clock, sleep) -> None:
+def _in_lines(screen: Console, watcher: Watcher, signs: Signs, clock: Clock, sleep: Sleep) -> None:
     """A line for each change of a run's state or experience."""
     told: dict[Path, tuple] = {}
     found = signs

@@ -6,8 +6,9 @@ from typing import Any
 
 from clplat.digest import KEPT, PLACES
 
-# Beside the strategy, where they differ.
+# Beside the strategy, where they differ; those that a strategy may imply where they differ in it.
 SHOWN = ("hypernet", "backbone", "head", "optimizer", "schedule")
+IMPLIED = ("hypernet", "head")
 
 
 def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -33,7 +34,7 @@ def short_names(
     where the choices do not tell. Settings that tell two apart in one scenario are named in all.
     Two names may be equal where a config is unknown, {}.
     """
-    differ = [g for g in SHOWN if len({choice.get(g) for choice in choices}) > 1]
+    differ = [g for g in SHOWN if _differ(choices, g)]
     one = differ and len({choice["strategy"] for choice in choices}) == 1
     parts = differ if one else ["strategy", *differ]
     names = [" ".join(choice[g] for g in parts if g in choice) for choice in choices]
@@ -45,7 +46,8 @@ def short_names(
         if all(len(members) == 1 for members in scenarios.values()):
             continue
         values = {k: settings(config(k)) for members in scenarios.values() for k in members}
-        telling = sorted({key for m in scenarios.values() for key in _telling(values, m)})
+        found = {key for m in scenarios.values() for key in _telling(values, m)}
+        telling = _without_echoes(sorted(found), [*values.values()])
         endings = {key: _ending(key, telling) for key in telling}
         for k, value in values.items():
             told = [f"{ending}={value[key]}" for key, ending in endings.items() if key in value]
@@ -57,6 +59,28 @@ def _telling(values: Mapping[int, Mapping[str, Any]], members: Sequence[int]) ->
     """The settings in which some configurations differ."""
     keys = set().union(*(values[k] for k in members))
     return {key for key in keys if len({repr(values[k].get(key)) for k in members}) > 1}
+
+
+def _differ(choices: Sequence[Mapping[str, str]], group: str) -> bool:
+    """Whether the choices differ in a group, and not as their strategies alone have it."""
+    by_strategy = defaultdict(set)
+    for choice in choices:
+        by_strategy[choice["strategy"] if group in IMPLIED else None].add(choice.get(group))
+    return any(len(chosen) > 1 for chosen in by_strategy.values())
+
+
+def _without_echoes(keys: Sequence[str], values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys but those that only repeat one of the same ending, as a head does its scenario's."""
+    kept: list[str] = []
+    for key in sorted(keys, key=lambda key: -sum(key in value for value in values)):
+        alike = [other for other in kept if other.split(".")[-1] == key.split(".")[-1]]
+        both = [[v for v in values if key in v and other in v] for other in alike]
+        if not any(
+            found and all(repr(v[key]) == repr(v[other]) for v in found)
+            for found, other in zip(both, alike, strict=True)
+        ):
+            kept.append(key)
+    return sorted(kept)
 
 
 def _ending(key: str, keys: Sequence[str]) -> str:

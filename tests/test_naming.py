@@ -48,11 +48,27 @@ def test_choices_that_differ_are_named_and_a_strategy_that_all_share_is_not():
 
 def test_keys_that_end_alike_are_written_out():
     configs = [
-        {"train": {"batch_size": n}, "strategy": {"batch_size": n}, "lr": n} for n in (8, 16)
+        {"train": {"batch_size": n}, "strategy": {"batch_size": n + 1}, "lr": n} for n in (8, 16)
     ]
     assert short_names([choice(), choice()], configs.__getitem__)[0] == (
-        "replay lr=8 strategy.batch_size=8 train.batch_size=8"
+        "replay lr=8 strategy.batch_size=9 train.batch_size=8"
     )
+
+
+def test_a_key_that_repeats_another_of_the_same_ending_is_named_once():
+    configs = [
+        {"head": {"task_labels": told}, "scenario": {"task_labels": told}} for told in (True, False)
+    ]
+    configs.append({"scenario": {"task_labels": None}})
+    names = short_names([choice() for _ in configs], configs.__getitem__)
+    assert names == [f"replay task_labels={told}" for told in (True, False, None)]
+
+
+def test_a_head_is_named_where_runs_of_one_strategy_differ_in_it():
+    choices = [choice("icarl", head="nearest_mean"), choice("ewc"), choice("ewc", backbone="lru")]
+    assert short_names(choices, lambda k: {}) == ["icarl mlp", "ewc mlp", "ewc lru"]
+    choices.append(choice("ewc", head="multi"))
+    assert short_names(choices, lambda k: {})[1::2] == ["ewc mlp auto", "ewc mlp multi"]
 
 
 def test_unknown_configs_keep_the_plain_name():

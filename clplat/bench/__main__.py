@@ -15,8 +15,8 @@ from hydra.utils import get_class
 from clplat.bench import hypernets, ops, scenarios
 from clplat.bench.data import split_floats
 from clplat.bench.loops import avalanche, bare, mlp, ours, stream
-from clplat.bench.runs import checkpoints
 from clplat.bench.report import report
+from clplat.bench.runs import checkpoints
 from clplat.bench.strategies import Stopwatch, accuracies, strategies
 from clplat.bench.timing import Figure, clock, in_turns, ratio
 from clplat.learner import Learner

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from clplat.bench.data import Pairs, split_floats
@@ -36,17 +37,23 @@ class Stopwatch(SupervisedPlugin):
 
 
 class Tested(SupervisedPlugin):
-    """Accuracy on samples of all classes, after each experience."""
+    """Accuracy after each experience: among all classes, and among those of a sample's own one."""
 
     def __init__(self, pairs: Pairs) -> None:
         super().__init__()
-        self.x, self.y = (torch.cat(part) for part in zip(*pairs, strict=True))
-        self.accuracy = 0.0
+        self.pairs = pairs
+        self.accuracies = {"class": 0.0, "task": 0.0}
 
     @torch.no_grad()
     def after_training(self, strategy: Any, **kwargs: Any) -> None:
         strategy.model.eval()
-        self.accuracy = float((strategy.model(self.x).argmax(1) == self.y).float().mean())
+        correct: dict[str, list[Tensor]] = {name: [] for name in self.accuracies}
+        for x, y in self.pairs:
+            output = strategy.model(x)
+            own = y.unique()
+            correct["class"].append(output.argmax(1) == y)
+            correct["task"].append(own[output[:, own].argmax(1)] == y)
+        self.accuracies = {n: float(torch.cat(c).float().mean()) for n, c in correct.items()}
 
 
 def iterations(loop: Callable[..., Iterator[float]], size: int, make: Callable) -> Iterator[float]:
@@ -75,26 +82,30 @@ def strategies() -> Iterator[Figure]:
             yield Figure(f"{name}, batch {size}: an iteration, times Avalanche", speed, 2.0)
 
 
-def accuracy(loop: Callable[..., Iterator[float]], size: int, make: Callable, seed: int) -> float:
-    """After one pass over each experience."""
+def learned(
+    loop: Callable[..., Iterator[float]], size: int, make: Callable, seed: int
+) -> dict[str, float]:
+    """Accuracies after one pass over each experience."""
     pairs = [(x[: LEARNED_FROM[size]], y[: LEARNED_FROM[size]]) for x, y in split_floats()]
     tested, options = Tested(split_floats(train=False)), make(size)
     options["plugins"] = [*options.get("plugins", ()), tested]
     train = stream(pairs, options.pop("samples", TensorDataset))
     for _ in loop(train, WIDTHS, size, seed=seed, **options):
         pass
-    return tested.accuracy
+    return tested.accuracies
 
 
 def accuracies() -> Iterator[Figure]:
     """Accuracy over Avalanche's, in points: one pass over split Fashion-MNIST, five seeds."""
     for name, (mine, other) in PAIRS.items():
         for size in LEARNED_FROM:
-            found = {
-                loop: np.array([100 * accuracy(loop, size, make, seed) for seed in range(SEEDS)])
+            own, theirs = (
+                [learned(loop, size, make, seed) for seed in range(SEEDS)]
                 for loop, make in ((ours, mine), (avalanche, other))
-            }
-            gain = found[ours].mean() - found[avalanche].mean()
-            yield Figure(f"{name}, batch {size}: accuracy over Avalanche's", gain, -1.0, "pt")
-            both = [f"{of.mean():.1f} ± {of.std(ddof=1):.1f}" for of in found.values()]
-            print(f"    (ours {both[0]}, Avalanche's {both[1]})")
+            )
+            for kind in own[0]:
+                a, b = (100 * np.array([found[kind] for found in of]) for of in (own, theirs))
+                label = f"{name}, batch {size}, {kind}-incremental: accuracy over Avalanche's"
+                yield Figure(label, a.mean() - b.mean(), -1.0, "pt")
+                both = [f"{of.mean():.1f} ± {of.std(ddof=1):.1f}" for of in (a, b)]
+                print(f"    (ours {both[0]}, Avalanche's {both[1]})")

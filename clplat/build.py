@@ -34,12 +34,12 @@ def build_node(config: dict[str, Any], key: str, **arguments: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, InputError):
             raise cause from error
-        if isinstance(cause, TypeError | ValueError):
-            raise InputError(
-                f"{key}: {config[key]['_target_']} refused its arguments ({cause}); correct the "
-                f"keys under {key} (HYDRA_FULL_ERROR=1 shows the whole trace)"
-            ) from error
-        raise
+        name = "" if isinstance(cause, TypeError | ValueError) else f"{type(cause).__name__}: "
+        reason = f"{name}{cause}" if cause is not None else str(error)
+        raise InputError(
+            f"{key}: {config[key]['_target_']} refused its arguments ({reason}); correct the "
+            f"keys under {key} (HYDRA_FULL_ERROR=1 shows the whole trace)"
+        ) from error
 
 
 def pick_device(name: str) -> torch.device:

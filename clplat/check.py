@@ -1,6 +1,7 @@
 """Look over a whole config before anything heavy is imported."""
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,76 @@ def _one_of(section: dict[str, Any], key: str, choices: tuple[str, ...], mend: s
         raise InputError(f"{key}={value}: expected one of {', '.join(choices)}; {mend}")
 
 
+def _whole(config: dict[str, Any]) -> None:
+    """Refuse a config in which a section or a key of it was deleted or replaced."""
+    for section, known in KEYS.items():
+        node = config.get(section) if section else config
+        if not isinstance(node, dict):
+            raise InputError(
+                f"{section}={node}: expected the keys {', '.join(known)}; set one of them, such as "
+                f"{section}.{known[0]}=<value>"
+            )
+        for key in known:
+            if key not in node:
+                name = f"{section}.{key}" if section else key
+                raise InputError(f"~{name}: every run needs this key; leave it as it is, or set it")
+    for group in GROUPS:
+        node = config.get(group)
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise InputError(
+                f"{group}={node}: expected a config with a _target_; choose a file of the group by "
+                f"{group}=<name> (clplat --help lists them)"
+            )
+
+
+def _place(config: dict[str, Any], key: str) -> None:
+    """Refuse what can be no directory; a number is taken as its name."""
+    value = config[key]
+    if value is None:
+        return
+    if isinstance(value, dict | list | bool) or value == "":
+        raise InputError(f"{key}={value!r}: expected a directory; for example {key}=runs/a")
+    config[key] = text = str(value)
+    if not text.isprintable():
+        raise InputError(f"{key}={text!r}: has characters that cannot be printed; leave them out")
+    try:
+        os.stat(text)
+    except (FileNotFoundError, PermissionError):
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{key}={text}: is no possible directory ({reason}); choose another"
+        ) from None
+
+
+def _nothing_left(node: Any, key: str = "") -> None:
+    """Refuse `${...}` that is still there once all is resolved: building would resolve it again,
+    into what nobody has looked at.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _nothing_left(name, key)
+            _nothing_left(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for value in node:
+            _nothing_left(value, key)
+    elif isinstance(node, str) and "${" in node:
+        raise InputError(f"{key}={node}: an escaped ${{...}}; write it without the backslash")
+
+
+def _flags(node: Any, key: str = "") -> None:
+    """Refuse what would change how an object is built in ways that no config of ours needs."""
+    for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+        place = f"{key}.{name}" if key else str(name)
+        if name in ("_partial_", "_recursive_") and not isinstance(value, bool):
+            raise InputError(f"{place}={value}: expected true or false; leave it as it was")
+        if name == "_args_" and not isinstance(value, list):
+            raise InputError(f"{place}={value}: expected a list; for example {place}=[1]")
+        if isinstance(value, dict | list):
+            _flags(value, place)
+
+
 def _no_stray_keys(config: dict[str, Any]) -> None:
     """Refuse a key that nothing reads, such as one added by `+key=value` at the wrong place."""
     for section, known in KEYS.items():
@@ -88,7 +159,12 @@ def _no_stray_keys(config: dict[str, Any]) -> None:
 
 def check(config: dict[str, Any], folders: list[Path]) -> None:
     """Raise InputError for the first thing that is wrong with a resolved config."""
+    _whole(config)
     _no_stray_keys(config)
+    _nothing_left(config)
+    _flags(config)
+    for place in PLACES:
+        _place(config, place)
     _number(config, "optimizer.lr", 0, above=True)
     _number(config, "optimizer.weight_decay", 0)
     _number(config, "optimizer.momentum", 0)
@@ -128,11 +204,4 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
             f"device={config['device']}: expected auto, cpu, cuda or cuda:<number>; "
             "auto takes a GPU where there is one"
         )
-    for key in GROUPS:
-        node = config.get(key)
-        if not isinstance(node, dict) or "_target_" not in node:
-            raise InputError(
-                f"{key}={node}: expected a config with a _target_; choose a file of the group by "
-                f"{key}=<name> (clplat --help lists them)"
-            )
     check_names(config, folders)

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from clplat import launch
+from clplat import launch, shape
 from clplat.errors import InputError, Interrupted
 from clplat.extras import needed
 from clplat.help import user_folders
@@ -87,12 +87,22 @@ def attempt(node: DictConfig, alone: list[Outcome]) -> None:
     alone.append(outcome_of(node))
 
 
+def not_understood(error: Exception) -> str:
+    """What Hydra gave no message of its own for, while it read the command line."""
+    reason = " ".join(str(error).split()) or "no reason is given"
+    return (
+        f"{' '.join(sys.argv[1:])}: could not be read ({type(error).__name__}: {reason[:300]}); "
+        "clplat --help shows what can be said (HYDRA_FULL_ERROR=1 shows the whole trace)"
+    )
+
+
 def run_command() -> None:
     """Run what the command line says: exit status 0, 1 if a run broke off, 2 for bad input."""
     os.environ[TRACE] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints the error its way and exits with 1
     Plugins.instance().register(UserConfigs)
     launch.register()
+    shape.register()
     asked = sys.argv[1:]
     try:
         plan = tuning(asked)
@@ -128,7 +138,10 @@ def carry_out(asked: list[str]) -> int:
     Sweep.current = None
     alone: list[Outcome] = []
 
+    begun: list[bool] = []
+
     def task(node: DictConfig) -> None:
+        begun.append(True)
         attempt(node, alone)
 
     try:
@@ -151,9 +164,13 @@ def carry_out(asked: list[str]) -> int:
         if full_trace():
             traceback.print_exc()
         alone.append(Outcome("failed", status(error), explain(error)))
-    except Exception:
+    except Exception as error:
+        if not begun and (Sweep.current is None or not Sweep.current.lines):
+            if full_trace():
+                traceback.print_exc()
+            alone.append(Outcome("failed", 2, not_understood(error)))
         # What a sweeper makes of nothing but failures says no more than the summary.
-        if Sweep.current is None or not Sweep.current.lines or Sweep.current.done:
+        elif Sweep.current is None or not Sweep.current.lines or Sweep.current.done:
             raise
     for outcome in alone:
         if outcome.reason:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clplat.directory import LOCK
-from clplat.errors import Locked
+from clplat.errors import InputError, Locked
 
 log = logging.getLogger("clplat")
 
@@ -22,8 +22,14 @@ def locked(out: Path) -> Iterator[None]:
     Locked where another process holds it. The file stays: whoever removed it could leave two
     processes with a lock each.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / LOCK, "a+") as file:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        opened = open(out / LOCK, "a+")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise InputError(
+            f"out={out}: cannot be written to ({error.strerror}); choose another out"
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

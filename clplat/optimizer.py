@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from clplat.errors import InputError
 from clplat.grown import extended_state, holds
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
@@ -29,7 +30,12 @@ def make_optimizer(factory: OptimizerFactory, model: nn.Module) -> tuple[Optimiz
     """The optimizer, and the parameters it holds by name, which `follow` needs later."""
     groups = trainable(model)
     held = {name: p for group in groups for name, p in group["params"].items()}
-    optimizer = factory([{**g, "params": list(g["params"].values())} for g in groups])
+    try:
+        optimizer = factory([{**g, "params": list(g["params"].values())} for g in groups])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"optimizer: refused its arguments ({error}); correct the keys under optimizer"
+        ) from error
     _begin_momentum(optimizer)
     return optimizer, held
 

@@ -1,6 +1,7 @@
 """A run as the command line asks for it: read from a composed config, checked, carried out."""
 
 import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from yaml import YAMLError
 
 from clplat.check import GROUPS, check
 from clplat.digest import SEEDS, config_digest
-from clplat.directory import already_done
+from clplat.directory import TRIALS, already_done
 from clplat.errors import InputError, Interrupted, Locked, TrainingError
 from clplat.several import combined_name
+from clplat.shape import check_references
 from clplat.sweep import Outcome
 
 TRACE = "CLPLAT_FULL_ERROR"  # what HYDRA_FULL_ERROR was, which we set ourselves
@@ -43,8 +45,13 @@ def default_out(names: dict[str, str], digest: str, config: dict[str, Any]) -> P
             seeds += f"_{key.removeprefix('seed_')}_{config[key]}"
     parts = [names["scenario"], names["strategy"]]
     if config["train"]["experiences"] is not None:
-        parts.insert(0, "tune")  # apart from the runs that are reported
-    return Path("runs", *(part.replace("/", "_") for part in parts), digest, seeds)
+        parts.insert(0, TRIALS)
+    return Path("runs", *map(folder, parts), digest, seeds)
+
+
+def folder(name: str) -> str:
+    """A name as that of one directory, which is never one above: the digest tells runs apart."""
+    return re.sub(r"[^\w.,+=-]", "_", name).lstrip(".")[:100] or "_"
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,8 @@ class Run:
 
 def checked(node: DictConfig) -> Run:
     """The run of a composed config; InputError for what is wrong with it."""
+    raw: Any = OmegaConf.to_container(node)
+    check_references(raw)  # before anything is resolved, which may take for ever
     for key in sorted(OmegaConf.missing_keys(node)):
         raise InputError(f"{key}: has no default and is not given; set {key}=<value>")
     config: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]

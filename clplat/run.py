@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.errors import HydraException
 
 from clplat import checkpoint, metrics
 from clplat.build import build_scenario, pretrain
@@ -46,7 +47,26 @@ def joint_matrix(reference: str | None, scenario_name: str, size: int) -> Matrix
             f"reference={reference}: holds {given}; expected a finished joint run of "
             f"{scenario_name} with {size} experiences; run strategy=joint first"
         )
-    return np.load(Path(reference) / MATRIX, allow_pickle=False)
+    try:
+        return np.load(Path(reference) / MATRIX, allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"reference={reference}: its {MATRIX} cannot be read ({error}); run strategy=joint anew"
+        ) from error
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What cannot be built of a config, for whatever reason, is bad input."""
+    try:
+        yield
+    except (InputError, TrainingError, HydraException):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the config cannot be built ({type(error).__name__}: {error}); correct what was set "
+            "last (HYDRA_FULL_ERROR=1 shows the whole trace)"
+        ) from error
 
 
 def _rows(scenario: Scenario, name: str) -> list[Any]:
@@ -99,11 +119,13 @@ def run(
     torch.set_num_threads(config["threads"])
     with ExitStack() as stack:
         kept = stack.enter_context(kept_log())
-        scenario = build_scenario(config, folders)
+        with explained():
+            scenario = build_scenario(config, folders)
         rows = _rows(scenario, names["scenario"])
         joint = joint_matrix(config["reference"], names["scenario"], len(rows))
         kind = SeriesRun if scenario.tasks else StreamRun
-        course = kind(config, scenario, progress)
+        with explained():
+            course = kind(config, scenario, progress)
         began = time.perf_counter()
         stack.callback(progress.stop)
         saved = load_saved(out, seeds) if config["resume"] == "auto" else None

@@ -14,6 +14,7 @@ STATUS, LOCK = "status.json", "lock"
 LINES, ENCODER = "metrics.jsonl", "encoder.pt"
 CHECKPOINT, EARLIER_CHECKPOINT = "checkpoint.pt", "checkpoint_before.pt"
 DIGEST_LINE = "# digest: "
+TRIALS = "tune"  # the folder of runs that settings are chosen by
 
 
 def write_beside(path: Path, *parts: Any, durable: bool = True) -> Path:

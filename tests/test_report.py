@@ -111,6 +111,13 @@ def test_a_setting_that_tells_in_one_scenario_is_named_in_all(tmp_path):
     ]
 
 
+def test_trials_are_left_out_unless_they_are_named(tmp_path):
+    write_run(tmp_path / "digits" / "seed_0")
+    trial = write_run(tmp_path / "tune" / "digits" / "seed_0")
+    assert [run.out.parent.parent for run in find_runs([tmp_path]).runs] == [tmp_path]
+    assert [run.out for run in find_runs([tmp_path / "tune"]).runs] == [trial]
+
+
 def test_a_run_that_is_there_twice_counts_once(runs):
     write_run(runs / "copy", seed=1, accuracy=0.3)
     comparison = made(runs)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clplat.directory import RESULT, STATUS, read_result
+from clplat.directory import RESULT, STATUS, TRIALS, read_result
 from clplat.errors import InputError
 from clplat.report.signs import read_sign
 
@@ -47,24 +47,28 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def run_folders(paths: Sequence[Path]) -> list[Path]:
-    """Every run directory below some folders, finished or not; InputError for what is none."""
+def run_folders(paths: Sequence[Path], leave_out: str | None = None) -> list[Path]:
+    """Every run directory below some folders, finished or not; InputError for what is none.
+
+    What lies in a sub-folder of the name `leave_out` is left out.
+    """
     found = set()
     for path in paths:
         if not path.exists():
             raise InputError(f"{path}: no such folder; name the one that your runs went to")
         if not path.is_dir():
             raise InputError(f"{path}: is a file; expected a folder with runs below it")
-        for folder, _, files in os.walk(path):
+        for folder, folders, files in os.walk(path):
+            folders[:] = [name for name in folders if name != leave_out]
             if RESULT in files or STATUS in files:
                 found.add(Path(folder))
     return sorted(found)
 
 
 def find_runs(paths: Sequence[Path]) -> Found:
-    """Every finished run below the paths."""
+    """Every finished run below the paths, but the trials of `tune.experiences` unless named."""
     found, unfinished = Found(), Counter()
-    for out in run_folders(paths):
+    for out in run_folders(paths, leave_out=TRIALS):
         try:
             result = read_result(out)
         except (OSError, ValueError) as error:

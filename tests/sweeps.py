@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SHORT = "train.epochs=1 optimizer.lr=0.001"
-# Several seconds, and saved every few moments.
-LONG = "train.epochs=40 checkpoint.every=50 checkpoint.unit=iterations"
+# Some seconds, and saved every few moments.
+LONG = "train.epochs=20 checkpoint.every=50 checkpoint.unit=iterations"
 
 
 def started(arguments: str, folder: Path, **environment: str) -> subprocess.Popen:

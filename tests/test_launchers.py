@@ -1,17 +1,25 @@
 """Sweeps by each launcher: runs that die, sweeps that are stopped, two at once."""
 
 import os
+import shlex
 import signal
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_method
 
 from clplat.command import run_command
 from clplat.directory import CHECKPOINT, STATUS
 from clplat.engines import submitit as by_submitit
 from clplat.engines.joblib import turn
+from clplat.launch import register
 from tests.sweeps import LONG, SHORT, outcomes, started, swept, wait_until, write_dies
+
+pytestmark = pytest.mark.timeout(900)  # each process imports the libraries, on a machine in use
 
 
 def begun(folder):
@@ -128,3 +136,35 @@ def test_a_job_is_gone_when_it_is_not_in_the_queue_at_two_looks(monkeypatch):
     queue = by_submitit.Queue()
     assert not queue(Handle)  # not known yet when the queue was looked at
     assert [queue(Handle) for _ in range(4)] == [False, False, False, True]
+
+
+def guide_commands():
+    text = (Path(__file__).parent.parent / "docs/guides/scale.md").read_text()
+    return [line[2:] for line in text.splitlines() if line.startswith("$ clplat ")]
+
+
+def chosen(override, place):
+    """One of the values that are swept over, or the value."""
+    if override.is_discrete_sweep():
+        value = list(override.sweep_string_iterator())[place]
+    elif override.is_sweep_override():
+        value = override.value().start
+    else:
+        return override.input_line
+    return f"{override.get_key_element()}={value}"
+
+
+@pytest.mark.parametrize("line", guide_commands())
+def test_the_commands_of_the_guide_compose(line):
+    words = shlex.split(line)[1:]
+    assert words.pop(0) == "-m"
+    with initialize_config_module("clplat.conf", version_base="1.3"):
+        register()
+        ours = [word for word in words if "hydra" in word.split("=")[0]]
+        node = compose("config", overrides=ours, return_hydra_config=True)
+        assert node.hydra.launcher._target_ == "hydra_plugins.clplat.Launch"
+        assert callable(get_method(node.hydra.launcher.engine))
+        parser = OverridesParser.create()
+        others = parser.parse_overrides([word for word in words if word not in ours])
+        for place in (0, -1):
+            compose("config", overrides=[chosen(override, place) for override in others])

@@ -7,22 +7,36 @@ from tests.sweeps import LONG, outcomes, started, swept, wait_until
 from tests.test_resumable import assert_same
 
 
-@pytest.mark.timeout(600)
+def two_nodes(attempts=4):
+    """A cluster of two nodes, and the second. Ray gives a node half a minute to start, which may
+    be too short on a machine in use.
+    """
+    from ray.cluster_utils import Cluster  # reads the environment
+
+    memory = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster()
+    try:
+        cluster.add_node(**memory, include_dashboard=False)
+        return cluster, cluster.add_node(**memory)
+    except Exception:
+        cluster.shutdown()
+        if attempts == 1:
+            raise
+        return two_nodes(attempts - 1)
+
+
+@pytest.mark.timeout(900)
 def test_runs_outlive_a_lost_node_and_end_as_serial_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_enable_metrics_collection", "false")
-    from ray.cluster_utils import Cluster  # reads the environment
-
     alone, spread = tmp_path / "alone", tmp_path / "spread"
     for folder in (alone, spread, tmp_path / "home"):
         folder.mkdir()
     assert swept(f"seed=0,1,2 {LONG}", alone)[0] == 0
 
-    memory = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
+    cluster, lost = two_nodes()
     try:
-        lost = cluster.add_node(num_cpus=1, object_store_memory=memory["object_store_memory"])
         ray = f"hydra/launcher=ray hydra.launcher.init.address={cluster.address}"
         sweep = started(f"{ray} seed=0,1,2 {LONG}", spread)
         wait_until(lambda: len([*spread.rglob("checkpoint.pt")]) == 2)  # a run on each node

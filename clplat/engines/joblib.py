@@ -1,8 +1,10 @@
 """Several runs at once, on this machine: joblib's worker processes, each run forked from one."""
 
+import atexit
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from functools import cache
 from multiprocessing import current_process
 from typing import Any
 
@@ -55,12 +57,19 @@ def _answers(
 
 def in_worker(job: Job) -> tuple[int, Outcome]:
     """In one of joblib's processes, which goes on to the next run when this one dies."""
+    prepare()
+    with listening() as asked:
+        return job.number, isolated(lambda: on_device(job), asked)
+
+
+@cache
+def prepare() -> None:
+    """Once in each worker."""
     import clplat.run  # noqa: F401
 
     os.environ["TTY_COMPATIBLE"] = "0"  # bars of several processes would overwrite each other
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: a worker hands it on
-    with listening() as asked:
-        return job.number, isolated(lambda: on_device(job), asked)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the first one hands it on
+    atexit.register(os._exit, 0)  # to take the libraries down takes seconds, and has been stuck
 
 
 def on_device(job: Job) -> Outcome:

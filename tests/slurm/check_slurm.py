@@ -14,7 +14,7 @@ from tests.test_resumable import assert_same
 SLURM = "hydra/launcher=submitit_slurm hydra.launcher.mem_gb=1"
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
 ]
 
 
@@ -32,8 +32,8 @@ def test_runs_outlive_a_time_limit_and_a_lost_node_and_end_as_serial_ones(cluste
     alone, spread = tmp_path / "alone", tmp_path / "spread"
     alone.mkdir()
     spread.mkdir()
-    assert swept(f"seed=0,1,2 {LONG}", alone)[0] == 0
-    sweep = started(f"{SLURM} seed=0,1,2 {LONG}", spread, **cluster.environment)
+    assert swept(f"seed=0,1 {LONG}", alone)[0] == 0
+    sweep = started(f"{SLURM} seed=0,1 {LONG}", spread, **cluster.environment)
 
     def saved():
         return list(spread.rglob("checkpoint.pt"))
@@ -44,7 +44,7 @@ def test_runs_outlive_a_time_limit_and_a_lost_node_and_end_as_serial_ones(cluste
     cluster.lose("node2")
     _, err = sweep.communicate()
     assert sweep.returncode == 0, err
-    assert "3 runs: 3 finished" in err
+    assert "2 runs: 2 finished" in err
     logs = {file.parent.name: file.read_text() for file in spread.rglob("run.log")}
     assert sum("asked to stop by SIGUSR2: saving first" in text for text in logs.values()) == 1
     for out in (folder.parent for folder in alone.rglob("result.json")):

@@ -106,6 +106,8 @@ class Cluster:
 
     def lose(self, node: str) -> None:
         """As when its power fails."""
+        if self.daemons[node].poll() is not None:
+            return
         for process in self.processes_of(node):
             try:
                 process.kill()

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ SHORT = "train.epochs=1 optimizer.lr=0.001"
 LONG = "train.epochs=20 checkpoint.every=50 checkpoint.unit=iterations"
 
 
-def started(arguments: str, folder: Path, **environment: str) -> subprocess.Popen:
-    """`clplat -m arguments` in a folder."""
-    return subprocess.Popen(
+@contextmanager
+def started(arguments: str, folder: Path, **environment: str) -> Iterator[subprocess.Popen]:
+    """`clplat -m arguments` in a folder; ended if it has not by itself."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "clplat", "-m", *arguments.split()],
         cwd=folder,
         env={**os.environ, "HYDRA_FULL_ERROR": "0", **environment},
@@ -24,11 +26,20 @@ def started(arguments: str, folder: Path, **environment: str) -> subprocess.Pope
         stderr=subprocess.PIPE,
         text=True,
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def swept(arguments: str, folder: Path, **environment: str) -> tuple[int, str]:
     """Its exit status, and what it printed on standard error, in the end."""
-    process = started(arguments, folder, **environment)
+    with started(arguments, folder, **environment) as process:
+        return ended(process)
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
     _, err = process.communicate()
     return process.returncode, err
 
@@ -39,7 +50,7 @@ def outcomes(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 600) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until

@@ -17,7 +17,7 @@ from clplat.directory import CHECKPOINT, STATUS
 from clplat.engines import submitit as by_submitit
 from clplat.engines.joblib import turn
 from clplat.launch import register
-from tests.sweeps import LONG, SHORT, outcomes, started, swept, wait_until, write_dies
+from tests.sweeps import LONG, SHORT, ended, outcomes, started, swept, wait_until, write_dies
 
 pytestmark = pytest.mark.timeout(900)  # each process imports the libraries, on a machine in use
 
@@ -50,36 +50,37 @@ def test_runs_that_die_leave_the_others_and_are_told_of(tmp_path, launcher, reas
 
 def test_joblibs_runs_are_saved_when_the_sweep_is_stopped_and_go_on(tmp_path):
     arguments = f"hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1,2 {LONG}"
-    sweep = started(arguments, tmp_path)
-    wait_until(lambda: len(begun(tmp_path)) == 2)
-    sweep.send_signal(signal.SIGTERM)
-    _, err = sweep.communicate()
-    assert sweep.returncode == 143, err
+    with started(arguments, tmp_path) as sweep:
+        wait_until(lambda: len(begun(tmp_path)) == 2)
+        sweep.send_signal(signal.SIGTERM)
+        status, err = ended(sweep)
+    assert status == 143, err
     assert "3 runs: 2 stopped, 1 not begun" in err
     assert "stopped by SIGTERM, and saved; the same command goes on from there" in err
     assert len(begun(tmp_path)) == 2
 
     # One of joblib's own processes is killed, and joblib ends the others.
-    sweep = started(arguments, tmp_path)
-    running = []
+    with started(arguments, tmp_path) as sweep:
+        running = []
 
-    def workers():
-        alive = [child for child in psutil.Process(sweep.pid).children() if child.children()]
-        running[:] = [child for child in alive if "LokyProcess" in " ".join(child.cmdline())]
-        return len(running) == 2
+        def workers():
+            alive = [child for child in psutil.Process(sweep.pid).children() if child.children()]
+            running[:] = [child for child in alive if "LokyProcess" in " ".join(child.cmdline())]
+            return len(running) == 2
 
-    wait_until(workers)
-    os.kill(running[0].pid, signal.SIGKILL)
-    _, err = sweep.communicate()
-    assert sweep.returncode == 0, err
-    assert "failed" not in err.splitlines()[-1]
+        wait_until(workers)
+        os.kill(running[0].pid, signal.SIGKILL)
+        status, err = ended(sweep)
+    assert status == 0, err
+    assert "failed" not in err
     assert not begun(tmp_path)
 
 
 def test_two_sweeps_in_one_directory_finish_every_run_once(tmp_path):
-    sweeps = [started(f"seed=0,1,2 {LONG}", tmp_path) for _ in range(2)]
-    told = [sweep.communicate()[1] for sweep in sweeps]
-    assert [sweep.returncode for sweep in sweeps] == [0, 0], told
+    same = f"seed=0,1,2 {LONG}"
+    with started(same, tmp_path) as one, started(same, tmp_path) as other:
+        told = [ended(sweep) for sweep in (one, other)]
+    assert [status for status, _ in told] == [0, 0], told
     states = [line["state"] for line in outcomes(tmp_path)]
     assert sorted(states) == ["finished"] * 3 + ["skipped"] * 3
     assert len(list(tmp_path.rglob(STATUS))) == 3

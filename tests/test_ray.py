@@ -3,7 +3,7 @@
 import pytest
 
 from clplat.directory import RESULT
-from tests.sweeps import LONG, outcomes, started, swept, wait_until
+from tests.sweeps import LONG, ended, outcomes, started, swept, wait_until
 from tests.test_resumable import assert_same
 
 
@@ -38,13 +38,13 @@ def test_runs_outlive_a_lost_node_and_end_as_serial_ones(tmp_path, monkeypatch):
     cluster, lost = two_nodes()
     try:
         ray = f"hydra/launcher=ray hydra.launcher.init.address={cluster.address}"
-        sweep = started(f"{ray} seed=0,1,2 {LONG}", spread)
-        wait_until(lambda: len([*spread.rglob("checkpoint.pt")]) == 2)  # a run on each node
-        cluster.remove_node(lost, allow_graceful=False)
-        _, err = sweep.communicate()
+        with started(f"{ray} seed=0,1,2 {LONG}", spread) as sweep:
+            wait_until(lambda: len([*spread.rglob("checkpoint.pt")]) == 2)  # a run on each node
+            cluster.remove_node(lost, allow_graceful=False)
+            status, err = ended(sweep)
     finally:
         cluster.shutdown()
-    assert sweep.returncode == 0, err
+    assert status == 0, err
     assert "3 runs: 3 finished" in err
     assert [line["state"] for line in outcomes(spread)] == ["finished"] * 3
     whole = [file.parent for file in alone.rglob(RESULT)]

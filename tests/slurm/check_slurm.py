@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import missing, two_nodes
-from tests.sweeps import LONG, SHORT, outcomes, started, swept, wait_until, write_dies
+from tests.sweeps import LONG, SHORT, ended, outcomes, started, swept, wait_until, write_dies
 from tests.test_resumable import assert_same
 
 SLURM = "hydra/launcher=submitit_slurm hydra.launcher.mem_gb=1"
@@ -33,17 +33,13 @@ def test_runs_outlive_a_time_limit_and_a_lost_node_and_end_as_serial_ones(cluste
     alone.mkdir()
     spread.mkdir()
     assert swept(f"seed=0,1 {LONG}", alone)[0] == 0
-    sweep = started(f"{SLURM} seed=0,1 {LONG}", spread, **cluster.environment)
-
-    def saved():
-        return list(spread.rglob("checkpoint.pt"))
-
-    wait_until(lambda: len(saved()) >= 2)
-    # What SLURM sends before a limit: by --signal=USR2@120.
-    cluster.ask("scancel", "--signal=USR2", job_on(cluster, "node1"))
-    cluster.lose("node2")
-    _, err = sweep.communicate()
-    assert sweep.returncode == 0, err
+    with started(f"{SLURM} seed=0,1 {LONG}", spread, **cluster.environment) as sweep:
+        wait_until(lambda: len(list(spread.rglob("checkpoint.pt"))) == 2)
+        # What SLURM sends before a limit: by --signal=USR2@120.
+        cluster.ask("scancel", "--signal=USR2", job_on(cluster, "node1"))
+        cluster.lose("node2")
+        status, err = ended(sweep)
+    assert status == 0, err
     assert "2 runs: 2 finished" in err
     logs = {file.parent.name: file.read_text() for file in spread.rglob("run.log")}
     assert sum("asked to stop by SIGUSR2: saving first" in text for text in logs.values()) == 1
@@ -58,11 +54,11 @@ def test_runs_that_die_or_are_cancelled_leave_the_others(cluster, tmp_path):
     assert "2 runs: 1 failed, 1 finished" in err
     assert "ended without an answer (FAILED); log: " in err
 
-    sweep = started(f"{SLURM} seed=1,2 {LONG}", tmp_path, **cluster.environment)
-    wait_until(lambda: len(list(tmp_path.rglob("checkpoint.pt"))) >= 2)
-    cluster.ask("scancel", job_on(cluster, "node1"))
-    _, err = sweep.communicate()
-    assert sweep.returncode == 1, err
+    with started(f"{SLURM} seed=1,2 {LONG}", tmp_path, **cluster.environment) as sweep:
+        wait_until(lambda: len(list(tmp_path.rglob("checkpoint.pt"))) == 2)
+        cluster.ask("scancel", job_on(cluster, "node1"))
+        status, err = ended(sweep)
+    assert status == 1, err
     assert "ended without an answer (CANCELLED); log: " in err
     assert sorted(line["state"] for line in outcomes(tmp_path))[-2:] == ["finished"] * 2
     (left,) = tmp_path.rglob("checkpoint.pt")

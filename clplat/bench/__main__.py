@@ -15,6 +15,7 @@ from hydra.utils import get_class
 from clplat.bench import hypernets, ops, scenarios
 from clplat.bench.data import split_floats
 from clplat.bench.loops import avalanche, bare, mlp, ours, stream
+from clplat.bench.podnet import distillation
 from clplat.bench.report import report
 from clplat.bench.runs import checkpoints
 from clplat.bench.strategies import Stopwatch, accuracies, strategies
@@ -117,7 +118,17 @@ def startup() -> Iterator[Figure]:
     yield Figure("import clplat: of torch and avalanche imported", pulled, 0, "", at_most=True)
 
 
-OF_LOOPS = (loop, online_replay, growth, strategies, accuracies, checkpoints, startup, report)
+OF_LOOPS = (
+    loop,
+    online_replay,
+    growth,
+    strategies,
+    accuracies,
+    distillation,
+    checkpoints,
+    startup,
+    report,
+)
 OF_OPS = (ops.scan, ops.memory, ops.recurrent, ops.chunked, ops.neural_memory_peak, ops.length)
 OF_SCENARIOS = (scenarios.small_steps, scenarios.n_parity, scenarios.few_shot)
 OF_HYPERNETS = (hypernets.regulariser, hypernets.subset, hypernets.mixed)

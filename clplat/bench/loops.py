@@ -64,8 +64,9 @@ def stream(pairs: Pairs, samples: Callable[[Tensor, Tensor], Dataset] = TensorDa
         experiences.append(DatasetExperience(dataset=dataset))
     made: Any = with_task_labels(EagerCLStream("train", experiences))
     classes = [sorted(y.unique().tolist()) for _, y in pairs]
-    for experience in made:  # what Avalanche's iCaRL reads
-        experience.benchmark = SimpleNamespace(
+    for experience, own in zip(made, classes, strict=True):
+        experience.classes_in_this_experience = own  # read by heads that grow
+        experience.benchmark = SimpleNamespace(  # read by Avalanche's iCaRL
             classes_order=[c for some in classes for c in some],
             n_classes_per_exp=[len(some) for some in classes],
         )

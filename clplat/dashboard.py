@@ -14,7 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from clplat.check import GROUPS
 from clplat.directory import RESULT, read_config, read_result, write_atomically
-from clplat.events import FINAL, Value, hparams_summary, hyperparameters
+from clplat.hparams import FINAL, Value, hparams_summary, hyperparameters
 
 # Generated modules, whose names no type checker can see.
 api: Any = api_pb2

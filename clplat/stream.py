@@ -98,7 +98,8 @@ class StreamRun:
         else:
             epochs = self.config["train"]["epochs"]
             done = first * epochs + (place.epoch if place else 0)
-            self.progress.start(label, seed, len(scenario.train_stream) * epochs, "epochs", done)
+            total = len(scenario.train_stream) * epochs
+            self.progress.start(label, seed, total, "epochs", done, each=epochs)
 
         if not scenario.segments and not saved:
             self.course.row(-1, learner.eval(self.tests))

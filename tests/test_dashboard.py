@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -119,3 +121,11 @@ def test_the_command_is_for_the_sweeps_folder_or_for_where_the_runs_lie(tmp_path
     outside = [finished(Path(f"my runs/{k}"), "ewc", "0") for k in range(2)]
     assert compared(Path("runs"), outside).startswith("compare: tensorboard --logdir 'my runs'\n")
     assert experiment(tmp_path / "my runs").metric_infos
+
+
+def test_columns_are_written_without_the_libraries_of_a_run():
+    code = (
+        "import sys, clplat.dashboard; print({'torch', 'avalanche', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -9,7 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from clplat.directory import read_digest, read_result, write_atomically
-from clplat.events import hyperparameters, matrix_markdown
+from clplat.events import matrix_markdown
+from clplat.hparams import hyperparameters
 from clplat.record import Record
 
 MATRIX = np.array([[0.9, 0.1], [0.3, 0.8], [0.5, 0.4]])

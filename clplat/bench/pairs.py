@@ -31,6 +31,11 @@ def balanced(size: int) -> dict[str, Any]:
     return {"plugins": [theirs.ReplayPlugin(CAPACITY, storage_policy=buffer)]}
 
 
+def candidates(size: int) -> int:
+    """Of which MIR chooses a batch."""
+    return min(5 * size, CAPACITY)
+
+
 def icarl(size: int) -> dict[str, Any]:
     strategy = get_class("strategies.icarl.ICaRL")(CAPACITY)
 
@@ -77,8 +82,8 @@ PAIRS: dict[str, tuple[Callable, Callable]] = {
         lambda size: {"template": partial(DER, mem_size=CAPACITY, batch_size_mem=size)},
     ),
     "MIR": (
-        own("mir.MIR", capacity=CAPACITY, candidates=100),
-        lambda size: {"plugins": [theirs.MIRPlugin(size, CAPACITY, subsample=100)]},
+        lambda size: own("mir.MIR", capacity=CAPACITY, candidates=candidates(size))(size),
+        lambda size: {"plugins": [theirs.MIRPlugin(size, CAPACITY, subsample=candidates(size))]},
     ),
     "GSS": (
         own("gss.GSS", capacity=CAPACITY, comparisons=5),

@@ -164,7 +164,7 @@ def returned(job: Job, outcome: Outcome) -> JobReturn:
 
 
 def register() -> None:
-    """Let Hydra know the launcher that the files of conf/hydra/launcher name.
+    """Let Hydra know the launcher that the files of conf/hydra/launcher name, `basic` among them.
 
     What plugins, such as hydra-joblib-launcher, have registered under names of ours would be taken
     as schemas of our files, and refuse them.
@@ -176,3 +176,6 @@ def register() -> None:
         for group in file.parent.relative_to(ours).parts:
             node = node.get(group, {})
         node.pop(file.name, None)
+    # No file, which Hydra's own would be taken as the schema of wherever else these are composed.
+    basic = {"_target_": PLACE, "engine": "clplat.engines.basic.run"}
+    ConfigStore.instance().store(group="hydra/launcher", name="basic", node=basic)

@@ -50,9 +50,9 @@ def aggregate(runs: list[Path]) -> None:
 
 def show_side_by_side(sweep: Sweep) -> None:
     """Say how to look at several finished runs of a sweep side by side."""
-    from clplat.dashboard import compared
-
     if len(sweep.done) > 1:
+        from clplat.dashboard import compared
+
         print(compared(sweep.file.parent, sweep.done), file=sys.stderr)
 
 

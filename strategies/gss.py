@@ -5,9 +5,9 @@ drawn from the memory. While there is room every sample is taken in. Then, one a
 sample with c < 1 meets a held one, drawn with probability C_i / sum of C, and takes its place with
 probability C_i / (C_i + c).
 
-The batches are as large as the incoming one, as in the released code; in the paper they are single
-samples. There and in Avalanche the incoming batch's gradient also decides whether any of its
-samples may contend; here each does for itself, as in the paper. Scores are computed after the
+As in the released code and in Avalanche, and other than in the paper, the memory's batches are as
+large as the incoming one, where the paper's are single samples, and samples contend only where the
+gradient of the incoming batch is opposed to those of all of them. Scores are computed after the
 update, in evaluation mode and full precision; samples are offered once, in the first epoch, and
 score 1 where there is nothing to compare them with: our reading.
 
@@ -231,11 +231,11 @@ class GSS(SupervisedPlugin):
         if first_pass(strategy):
             stored = fresh_samples(strategy)
             with in_evaluation(strategy.model):
-                scores = self._scores(strategy, stored)
-            self._admit(stored, scores.double().cpu())
+                scores, opposed = self._scores(strategy, stored)
+            self._admit(stored, scores.double().cpu(), opposed)
 
-    def _scores(self, strategy: Any, stored: Columns) -> Tensor:
-        """1 + the largest cosine, for each sample of a batch."""
+    def _scores(self, strategy: Any, stored: Columns) -> tuple[Tensor, bool]:
+        """1 + the largest cosine, for each sample of a batch; whether it is opposed to all."""
 
         def ready(columns: Columns) -> Columns:
             x, y, task = (column.to(strategy.device) for column in columns)
@@ -243,7 +243,7 @@ class GSS(SupervisedPlugin):
 
         held, incoming = len(self.memory), len(stored[1])
         if not held:
-            return torch.ones(incoming)
+            return torch.ones(incoming), False
         size = min(held, incoming)
         drawn = self.memory.sample(size * min(self.comparisons, held // size))
         batch, memory = ready(stored), ready(drawn)
@@ -251,14 +251,17 @@ class GSS(SupervisedPlugin):
             self._products = pick_products(strategy.model, batch)
         products, norms, lengths = self._products(strategy.model, batch, memory, size)
         scale = (norms[:, None] * lengths).clamp_min(torch.finfo(norms.dtype).tiny)
-        return 1 + (products / scale).amax(1).clamp_min(LEAST - 1)
+        opposed = bool((products.mean(0) < 0).all())
+        return 1 + (products / scale).amax(1).clamp_min(LEAST - 1), opposed
 
-    def _admit(self, stored: Columns, scores: Tensor) -> None:
-        """Takes in what finds room; the others contend."""
+    def _admit(self, stored: Columns, scores: Tensor, contend: bool) -> None:
+        """Takes in what finds room; the others contend, if they may."""
         room = self.memory.capacity - len(self.memory)
         uniform = torch.rand(len(scores), 2, dtype=torch.float64)
         if room:
             self.memory.add(*(column[:room] for column in stored), keys=scores[:room])
+        if not contend:
+            return
         contended = replacements(
             self.memory.keys.numpy(), scores[room:].numpy(), uniform[room:].numpy()
         )

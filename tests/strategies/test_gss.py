@@ -260,7 +260,7 @@ class Naive(SupervisedPlugin):
             return
         fresh, state = strategy.dataloader.fresh, torch.get_rng_state()
         new = [c[:fresh] for c in (strategy.stored_x, strategy.mb_y, strategy.mb_task_id)]
-        scores = [1.0] * fresh
+        scores, contends = [1.0] * fresh, False
         if self.x:
             size = min(fresh, len(self.x))
             count = min(self.comparisons, len(self.x) // size) * size
@@ -274,13 +274,16 @@ class Naive(SupervisedPlugin):
                 for k in range(0, count, size)
             ]
             scores = [1 + max(float(cosine_similarity(a, b, dim=0)) for b in others) for a in g]
+            whole = naive_gradient(model, ready[0])
+            contends = all(float(whole @ b) < 0 for b in others)
         uniform = torch.rand(fresh, 2, dtype=torch.float64).tolist()
         room = self.capacity - len(self.x)
         for i in range(min(room, fresh)):
             self.put(len(self.x), new, i, scores)
-        for slot, i in naive_replacements(self.scores, scores[room:], uniform[room:]).items():
-            self.put(slot, new, room + i, scores)
-            self.replaced += 1
+        if contends:
+            for slot, i in naive_replacements(self.scores, scores[room:], uniform[room:]).items():
+                self.put(slot, new, room + i, scores)
+                self.replaced += 1
         torch.set_rng_state(state)
 
     def put(self, slot, new, i, scores):

@@ -38,7 +38,9 @@ class Command:
 
     def __call__(self, arguments: str) -> Outcome:
         given = shlex.split(arguments)
-        if {"-m", "--multirun"} & set(given) or any(a.startswith(("seeds=", "tune.")) for a in given):
+        if {"-m", "--multirun"} & set(given) or any(
+            a.startswith(("seeds=", "tune.")) for a in given
+        ):
             environment = {**os.environ, "HYDRA_FULL_ERROR": "0"}
             done = subprocess.run(
                 [sys.executable, "-m", "clplat", *given],

@@ -49,17 +49,19 @@ def isolated(job: Callable[[], Outcome], asked: Asked) -> Outcome:
 
 
 def _answer(job: Callable[[], Outcome], writing: int) -> None:
-    """In the child, which never returns."""
+    """In the child, which never returns: it would go on as a second process of its parent's."""
     try:
-        outcome = job()
-    except BaseException as error:
-        traceback.print_exc()
-        outcome = Outcome("failed", 1, f"{type(error).__name__}: {error}")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with open(writing, "w") as pipe:
-        json.dump(asdict(outcome), pipe)
-    os._exit(0)
+        try:
+            outcome = job()
+        except BaseException as error:
+            traceback.print_exc()
+            outcome = Outcome("failed", 1, f"{type(error).__name__}: {error}")
+        with open(writing, "w") as pipe:  # which breaks where the parent has been killed
+            json.dump(asdict(outcome), pipe)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)
 
 
 def _read(reading: int) -> str:

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from clplat.isolated import isolated
@@ -56,6 +57,32 @@ def test_a_signal_is_handed_on_and_ends_what_had_nothing_to_save():
         "stopped", 143, "stopped by SIGTERM before there was anything to save"
     )
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_whose_sweep_was_killed_does_not_go_on_as_the_sweep(tmp_path):
+    running, go, went_on = (tmp_path / name for name in ("running", "go", "went_on"))
+
+    def job():
+        running.write_text(str(os.getpid()))
+        while not go.exists():
+            time.sleep(0.01)
+        return Outcome("finished")
+
+    sweep = os.fork()
+    if sweep == 0:
+        try:
+            isolated(job, Asked())
+        finally:
+            went_on.touch()
+            os._exit(0)
+    while not (running.exists() and running.read_text()):
+        time.sleep(0.01)
+    os.kill(sweep, signal.SIGKILL)
+    os.waitpid(sweep, 0)
+    go.touch()
+    while psutil.pid_exists(int(running.read_text())):
+        time.sleep(0.01)
+    assert not went_on.exists()
 
 
 def test_a_signal_to_the_run_alone_leaves_its_sweep():

@@ -2,11 +2,9 @@
 
 import io
 import os
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
@@ -15,6 +13,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from clplat.check import GROUPS
 from clplat.directory import RESULT, read_config, read_result, write_atomically
 from clplat.hparams import FINAL, Value, hparams_summary, hyperparameters
+from clplat.links import tensorboard_told
 
 # Generated modules, whose names no type checker can see.
 api: Any = api_pb2
@@ -99,24 +98,6 @@ def write_columns(folder: Path) -> None:
     write_atomically(folder / COLUMNS, data.getvalue())
 
 
-def tensorboard_link(port: int = 6006) -> str:
-    """The metrics, one colour a configuration, with no smoothing to bend curves of five points."""
-    # What is equal in the brackets has one colour: a run's place without its seed.
-    colours = "regex:^(.*?)/?(?:seed_[^/]*)?$"
-    view = {"smoothing": 0, "tagFilter": "metrics", "runColorGroup": colours}
-    return f"http://localhost:{port}/?{urlencode(view, safe=':/')}#timeseries"
-
-
-def tensorboard_links(port: int = 6006) -> dict[str, str]:
-    """Where in TensorBoard each thing is compared."""
-    return {
-        "metrics": tensorboard_link(port),
-        "table": f"http://localhost:{port}/#hparams",
-        "experiences": f"http://localhost:{port}/#custom_scalars&_smoothingWeight=0",
-        "matrices": f"http://localhost:{port}/#images",
-    }
-
-
 def compared(folder: Path, runs: Sequence[Path]) -> str:
     """How to compare finished runs in TensorBoard, once the columns are written for it.
 
@@ -126,8 +107,4 @@ def compared(folder: Path, runs: Sequence[Path]) -> str:
     if not all(place.is_relative_to(folder.absolute()) for place in places):
         folder = Path(os.path.commonpath(places))
     write_columns(folder)
-    here = folder.absolute().is_relative_to(Path.cwd())
-    shown = os.path.relpath(folder) if here else str(folder)
-    lines = [f"compare: tensorboard --logdir {shlex.quote(shown)}"]
-    lines += [f"  {what}: {link}" for what, link in tensorboard_links().items()]
-    return "\n".join(lines)
+    return tensorboard_told(folder)

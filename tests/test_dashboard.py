@@ -16,9 +16,9 @@ from clplat.dashboard import (
     columns,
     compared,
     shown_first,
-    tensorboard_link,
     write_columns,
 )
+from clplat.links import tensorboard_link
 
 EWC = {"strategy": "ewc", "strategy.strength": 10, "strategy.online": False, "scenario": "digits"}
 REPLAY = {"strategy": "replay", "strategy.capacity": 200, "scenario": "digits", "optimizer.lr": 0.1}

@@ -6,19 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from clplat.directory import RESULT
 from clplat.errors import InputError
+from clplat.links import tensorboard_told
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
-
-
-def tensorboard_link(port: int = 6006) -> str:
-    """The metrics, one colour a configuration, with no smoothing to bend curves of five points."""
-    view = {"smoothing": 0, "tagFilter": "metrics", "runColorGroup": "regex:^(.*)/seed"}
-    query = urlencode(view, safe=":/*()")
-    return f"http://localhost:{port}/?{query}#timeseries"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -103,8 +96,7 @@ def report(options: argparse.Namespace) -> None:
             show_experiences(comparison)
     if options.format is None:
         write(comparison, options.out or options.folders[0])
-        print(f"curves: tensorboard --logdir {options.folders[0]}")
-        print(f"        then open {tensorboard_link()}")
+        print(tensorboard_told(options.folders[0]))
 
 
 def write(comparison: Any, folder: Path) -> None:

@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Without byte code each process of a sweep or a test would compile torch anew, for 20 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slurm check bench
 
 $(READY): pyproject.toml constraints.txt

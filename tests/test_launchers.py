@@ -135,8 +135,8 @@ def test_a_job_is_gone_when_it_is_not_in_the_queue_at_two_looks(monkeypatch):
     monkeypatch.setattr(by_submitit, "asked_slurm", lambda *command: listed.pop(0))
     monkeypatch.setattr(by_submitit, "QUEUE_SECONDS", 0.0)
     queue = by_submitit.Queue()
-    assert not queue(Handle)  # not known yet when the queue was looked at
-    assert [queue(Handle) for _ in range(4)] == [False, False, False, True]
+    assert not queue.gone(Handle)  # not known yet when the queue was looked at
+    assert [queue.gone(Handle) for _ in range(4)] == [False, False, False, True]
 
 
 def guide_commands():

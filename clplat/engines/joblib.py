@@ -16,6 +16,7 @@ from clplat.signals import Asked, listening
 from clplat.sweep import Outcome
 
 CHOICE = "hydra/launcher=joblib"
+ATTEMPTS = 3  # in a row, at the most, in which the workers are killed before any run has ended
 
 
 def run(jobs: Sequence[Job], n_jobs: int) -> Iterator[tuple[Job, Outcome]]:
@@ -27,7 +28,7 @@ def run(jobs: Sequence[Job], n_jobs: int) -> Iterator[tuple[Job, Outcome]]:
         for worker in psutil.Process().children():
             worker.send_signal(number)
 
-    left = {job.number: job for job in jobs}
+    left, fruitless = {job.number: job for job in jobs}, 0
     with listening() as asked:
         asked.hand_on = hand_on
         while left and asked.number is None:
@@ -36,7 +37,8 @@ def run(jobs: Sequence[Job], n_jobs: int) -> Iterator[tuple[Job, Outcome]]:
                 for number, outcome in _answers(joblib, [*left.values()], n_jobs, asked):
                     yield left.pop(number), outcome
             except broken:  # a worker, not a run, was killed, and joblib has ended all others
-                if len(left) == before:
+                fruitless = fruitless + 1 if len(left) == before else 0
+                if fruitless == ATTEMPTS:
                     raise
     if asked.number is not None:
         raise Interrupted(asked.number)

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -43,7 +43,7 @@ def run(
     slurm = cluster == "slurm"
     most = at_once or (len(jobs) if slurm else len(os.sched_getaffinity(0)))
     waiting, running = [*jobs], {}
-    gone = Queue() if slurm else ended
+    jobs_of = Queue() if slurm else Processes()
 
     with listening() as asked:
         while waiting or running:
@@ -58,7 +58,7 @@ def run(
                 running |= dict(zip([job.number for job in batch], handles, strict=True))
             time.sleep(SECONDS)
             for job in [job for job in jobs if job.number in running]:
-                outcome = answer(running[job.number], gone)
+                outcome = answer(running[job.number], jobs_of)
                 if outcome is not None:
                     del running[job.number]
                     tell(job, outcome)
@@ -103,25 +103,14 @@ def give_back(number: int) -> None:
             signal.pause()
 
 
-def answer(handle: Any, gone: Callable[[Any], bool]) -> Outcome | None:
-    """What a job has answered, or that it has ended without; None while it goes on."""
-    over = gone(handle)
-    if handle.paths.result_pickle.exists():
-        try:
-            return handle.result()
-        except Exception as error:
-            last = str(error).strip().splitlines()[-1]
-            return Outcome("failed", 1, f"job {handle.job_id}: {last}; log: {handle.paths.stderr}")
-    if not over:
-        return None
-    state = handle.state if handle.state.isupper() else state_of(handle.job_id)
-    reason = f"job {handle.job_id} ended without an answer ({state}); log: {handle.paths.stderr}"
-    return Outcome("failed", 1, reason)
+class Processes:
+    """Those of this machine that submitit has started."""
 
+    def gone(self, handle: Any) -> bool:
+        return handle.done()
 
-def ended(handle: Any) -> bool:
-    """Whether a process of this machine has."""
-    return handle.done()
+    def state(self, handle: Any) -> str:
+        return handle.state
 
 
 class Queue:
@@ -132,10 +121,9 @@ class Queue:
 
     def __init__(self) -> None:
         self.missed: dict[str, int] = {}
-        self.listed: set[str] | None = None
         self.next = 0.0
 
-    def __call__(self, handle: Any) -> bool:
+    def gone(self, handle: Any) -> bool:
         if time.monotonic() >= self.next:
             self.look()
         return self.missed.setdefault(handle.job_id, 0) >= 2
@@ -149,12 +137,28 @@ class Queue:
         for job in self.missed:
             self.missed[job] = 0 if job in there else self.missed[job] + 1
 
+    def state(self, handle: Any) -> str:
+        """Of a job that has ended: the controller forgets it in minutes, accounting does not."""
+        shown = asked_slurm("scontrol", "show", "job", handle.job_id) or ""
+        found = re.search(r"JobState=(\S+)", shown)
+        return found[1] if found else handle.state
 
-def state_of(job: str) -> str:
-    """The state of a job of SLURM's that has ended, where it still knows it."""
-    shown = asked_slurm("scontrol", "show", "job", job) or ""
-    found = re.search(r"JobState=(\S+)", shown)
-    return found[1] if found else "UNKNOWN"
+
+def answer(handle: Any, jobs_of: Processes | Queue) -> Outcome | None:
+    """What a job has answered, or that it has ended without; None while it goes on."""
+    gone = jobs_of.gone(handle)
+    log = handle.paths.stderr
+    if handle.paths.result_pickle.exists():
+        try:
+            return handle.result()
+        except Exception as error:
+            last = str(error).strip().splitlines()[-1]
+            return Outcome("failed", 1, f"job {handle.job_id}: {last}; log: {log}")
+    if not gone:
+        return None
+    state = jobs_of.state(handle)
+    reason = f"job {handle.job_id} ended without an answer ({state}); log: {log}"
+    return Outcome("failed", 1, reason)
 
 
 def asked_slurm(*command: str) -> str | None:

@@ -54,7 +54,8 @@ def test_runs_that_die_or_are_cancelled_leave_the_others(cluster, tmp_path):
     assert "2 runs: 1 failed, 1 finished" in err
     assert "ended without an answer (FAILED); log: " in err
 
-    with started(f"{SLURM} seed=1,2 {LONG}", tmp_path, **cluster.environment) as sweep:
+    long = LONG.replace("epochs=20", "epochs=150")
+    with started(f"{SLURM} seed=1,2 {long}", tmp_path, **cluster.environment) as sweep:
         wait_until(lambda: len(list(tmp_path.rglob("checkpoint.pt"))) == 2)
         cluster.ask("scancel", job_on(cluster, "node1"))
         status, err = ended(sweep)

@@ -25,7 +25,9 @@ def cluster(tmp_path_factory):
 
 
 def job_on(cluster, node):
-    return cluster.ask("squeue", f"--nodelist={node}", "--noheader", "--format=%A").strip()
+    ask = ("squeue", f"--nodelist={node}", "--states=RUNNING", "--noheader", "--format=%i")
+    (job,) = cluster.ask(*ask).split()
+    return job
 
 
 def test_runs_outlive_a_time_limit_and_a_lost_node_and_end_as_serial_ones(cluster, tmp_path):
@@ -36,7 +38,7 @@ def test_runs_outlive_a_time_limit_and_a_lost_node_and_end_as_serial_ones(cluste
     with started(f"{SLURM} seed=0,1 {LONG}", spread, **cluster.environment) as sweep:
         wait_until(lambda: len(list(spread.rglob("checkpoint.pt"))) == 2)
         # What SLURM sends before a limit: by --signal=USR2@120.
-        cluster.ask("scancel", "--signal=USR2", job_on(cluster, "node1"))
+        assert cluster.ask("scancel", "--signal=USR2", job_on(cluster, "node1")) == ""
         cluster.lose("node2")
         status, err = ended(sweep)
     assert status == 0, err
@@ -57,7 +59,7 @@ def test_runs_that_die_or_are_cancelled_leave_the_others(cluster, tmp_path):
     long = LONG.replace("epochs=20", "epochs=150")
     with started(f"{SLURM} seed=1,2 {long}", tmp_path, **cluster.environment) as sweep:
         wait_until(lambda: len(list(tmp_path.rglob("checkpoint.pt"))) == 2)
-        cluster.ask("scancel", job_on(cluster, "node1"))
+        assert cluster.ask("scancel", job_on(cluster, "node1")) == ""
         status, err = ended(sweep)
     assert status == 1, err
     assert "ended without an answer (CANCELLED); log: " in err

@@ -224,7 +224,8 @@ class Learner:
             self._fire("before_forward")
             self.mb_output = self.forward()
             self._fire("after_forward")
-            self.loss = self.loss + self.criterion()
+            added = isinstance(self.loss, Tensor)  # by a plugin; to add 0 is a step of the graph
+            self.loss = self.loss + self.criterion() if added else self.criterion()
 
             self._fire("before_backward")
             self._backward(group)

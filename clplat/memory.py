@@ -90,9 +90,13 @@ class Memory:
         self.groups = torch.full((capacity,), FREE)  # the label in each slot
         self.classes: list[int] = []  # in the order in which they were first seen
         self.offered = 0
+        self._look()
+
+    def _look(self) -> None:
+        self._held = (self.groups != FREE).nonzero()[:, 0]  # slots, looked up at each draw
 
     def __len__(self) -> int:
-        return int((self.groups != FREE).sum())
+        return len(self._held)
 
     @property
     def per_class(self) -> bool:
@@ -125,13 +129,14 @@ class Memory:
             self.columns = [c.new_zeros(self.capacity, *c.shape[1:]) for c in columns]
 
         held_groups, held_keys = self.groups.numpy(), self.keys.numpy()  # views: writes go through
+        if not self.per_class and len(self) == self.capacity and new.min() >= held_keys.max():
+            return
         stays = self._stays(np.concatenate([held_groups, labels]), np.concatenate([held_keys, new]))
         held_groups[~stays[: self.capacity]] = FREE
         incoming = stays[self.capacity :].nonzero()[0]
-        if not len(incoming):
-            return
         slots = (held_groups == FREE).nonzero()[0][: len(incoming)]
         held_groups[slots], held_keys[slots] = labels[incoming], new[incoming]
+        self._look()
         where, which = torch.from_numpy(slots), torch.from_numpy(incoming)
         for held, offered in zip(self.columns, columns, strict=True):
             chosen = offered.detach().index_select(0, which.to(offered.device))
@@ -156,14 +161,12 @@ class Memory:
 
     def sample(self, count: int) -> list[Tensor]:
         """`count` samples drawn without replacement, or all there are if fewer."""
-        held = (self.groups != FREE).nonzero()[:, 0]
-        chosen = held[torch.randperm(len(held))[:count]]
-        return [column[chosen.to(column.device)] for column in self.columns]
+        chosen = self._held[torch.randperm(len(self))[:count]]
+        return [column.index_select(0, chosen.to(column.device)) for column in self.columns]
 
     def all(self) -> list[Tensor]:
         """Every sample held, in slot order."""
-        held = (self.groups != FREE).nonzero()[:, 0]
-        return [column[held.to(column.device)] for column in self.columns]
+        return [column.index_select(0, self._held.to(column.device)) for column in self.columns]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -181,3 +184,4 @@ class Memory:
             )
         for name, value in state.items():
             setattr(self, name, copy.deepcopy(value))  # add() writes in place
+        self._look()

@@ -21,6 +21,13 @@ def at_least(section: str, least: int, **values: int) -> None:
             raise InputError(f"{section}.{key}={value}: expected at least {least}; raise it")
 
 
+def not_negative(section: str, **values: float) -> None:
+    """Refuse the first of some values of a config's section, by their keys, that is below 0."""
+    for key, value in values.items():
+        if not value >= 0:  # nor is nan
+            raise InputError(f"{section}.{key}={value}: expected 0 or more; raise it")
+
+
 class TrainingError(RuntimeError):
     """A run that cannot go on, such as a loss that is not finite; exit status 1."""
 

@@ -31,7 +31,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from clplat.backbones.heads import MASKED
 from clplat.batches import experience_batches, prepared
-from clplat.errors import InputError, at_least
+from clplat.errors import InputError, at_least, not_negative
 from clplat.grown import leading
 from clplat.modes import frozen_copy
 from strategies.importance import Weights
@@ -102,8 +102,7 @@ class ExpertGate(SupervisedPlugin):
     ):
         super().__init__()
         at_least("strategy", 1, hidden=hidden, epochs=epochs)
-        if strength < 0:
-            raise InputError(f"strategy.strength={strength}: expected 0 or more; raise it")
+        not_negative("strategy", strength=strength)
         self.threshold, self.strength = threshold, strength
         self.hidden, self.epochs = hidden, epochs
         self.moments: tuple[float, float] | None = None  # mean and deviation of inputs

@@ -28,7 +28,7 @@ from avalanche.models.utils import is_multi_task_module
 from torch import nn
 
 from clplat.batches import experience_batches, prepared
-from clplat.errors import InputError, at_least
+from clplat.errors import InputError, at_least, not_negative
 from clplat.grown import leading
 from clplat.memory import Memory
 from strategies.importance import Weights, samples
@@ -67,8 +67,7 @@ class FastSlow(SupervisedPlugin):
         refit_lr: float = 0.01,
     ):
         super().__init__()
-        if strength < 0:
-            raise InputError(f"strategy.strength={strength}: expected 0 or more; raise it")
+        not_negative("strategy", strength=strength)
         at_least("strategy", 0, refit_steps=refit_steps)
         if refit_lr <= 0:
             raise InputError(f"strategy.refit_lr={refit_lr}: expected more than 0; raise it")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clplat.batches import experience_columns, prepared
 from clplat.data import Columns
-from clplat.errors import InputError, at_least
+from clplat.errors import InputError, at_least, not_negative
 from strategies.conditional_vae import ConditionalVAE
 from strategies.contrastive import supervised_contrastive
 from strategies.kcl import check_head, check_tasks, joined, parted, solve, task_of
@@ -60,8 +60,7 @@ class GKCL(SupervisedPlugin):
         for key, value in {"generator_lr": generator_lr, "temperature": temperature}.items():
             if not 0 < value < math.inf:
                 raise InputError(f"strategy.{key}={value}: expected more than 0; raise it")
-        if contrast < 0:
-            raise InputError(f"strategy.contrast={contrast}: expected 0 or more; raise it")
+        not_negative("strategy", contrast=contrast)
         self.samples, self.hidden, self.latent = samples, hidden, latent
         self.generator_steps, self.generator_lr = generator_steps, generator_lr
         self.contrast, self.temperature = contrast, temperature

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from clplat.data import Columns
-from clplat.errors import InputError
+from clplat.errors import InputError, not_negative
 from strategies.importance import Weights, mean_importance, samples
 from strategies.quadratic import add_penalty, add_quadratics
 
@@ -69,8 +69,7 @@ class MAS(SupervisedPlugin):
 
     def __init__(self, strength: float = 1.0, importance: str = "exact"):
         super().__init__()
-        if strength < 0:
-            raise InputError(f"strategy.strength={strength}: expected 0 or more; raise it")
+        not_negative("strategy", strength=strength)
         if importance not in KINDS:
             raise InputError(f"strategy.importance={importance}: choose one of {', '.join(KINDS)}")
         self.strength, self.kind = strength, importance

@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 from clplat.backbones.heads import MASKED
 from clplat.backbones.local_similarity import LocalSimilarity
 from clplat.batches import Batches, experience_batches, prepared
-from clplat.errors import InputError, at_least
+from clplat.errors import InputError, at_least, not_negative
 from clplat.memory import Memory
 from clplat.modes import frozen_copy
 from clplat.precision import autocast
@@ -93,9 +93,7 @@ class PODNet(SupervisedPlugin):
         batch_size: int | None = None,
     ):
         super().__init__()
-        for key, value in {"spatial": spatial, "flat": flat, "margin": margin}.items():
-            if value < 0:
-                raise InputError(f"strategy.{key}={value}: expected 0 or more; raise it")
+        not_negative("strategy", spatial=spatial, flat=flat, margin=margin)
         if loss not in ("paper", "released"):
             raise InputError(f"strategy.loss={loss}: choose one of paper, released")
         at_least("strategy", 0, balance_epochs=balance_epochs)

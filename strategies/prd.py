@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from clplat.backbones.heads import MASKED
 from clplat.backbones.learned_prototypes import LearnedPrototypes
 from clplat.batches import prepared, stored_inputs
-from clplat.errors import InputError
+from clplat.errors import InputError, not_negative
 from clplat.modes import frozen_copy
 from clplat.precision import autocast
 from clplat.taps import Tap
@@ -77,10 +77,7 @@ class PRD(SupervisedPlugin):
         super().__init__()
         if temperature <= 0:
             raise InputError(f"strategy.temperature={temperature}: expected more than 0; raise it")
-        weights = {"prototypes": prototypes, "distillation": distillation, "noise": noise}
-        for key, value in weights.items():
-            if value < 0:
-                raise InputError(f"strategy.{key}={value}: expected 0 or more; raise it")
+        not_negative("strategy", prototypes=prototypes, distillation=distillation, noise=noise)
         self.temperature, self.noise = temperature, noise
         self.prototypes, self.distillation = prototypes, distillation
         self.trained: list[int] = []  # groups of prototypes, of the experiences before this one

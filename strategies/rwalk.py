@@ -16,7 +16,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from clplat.errors import InputError
+from clplat.errors import InputError, not_negative
 from clplat.grown import extended, leading
 from strategies.importance import Weights
 from strategies.quadratic import add_penalty, lists
@@ -51,8 +51,7 @@ class RWalk(SupervisedPlugin):
 
     def __init__(self, strength: float = 0.1, alpha: float = 0.9, interval: int = 10):
         super().__init__()
-        if strength < 0:
-            raise InputError(f"strategy.strength={strength}: expected 0 or more; raise it")
+        not_negative("strategy", strength=strength)
         if not 0 < alpha <= 1:
             raise InputError(
                 f"strategy.alpha={alpha}: expected more than 0 and at most 1; choose a share"

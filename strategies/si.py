@@ -14,7 +14,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from clplat.errors import InputError
+from clplat.errors import InputError, not_negative
 from clplat.grown import extended, leading
 from clplat.precision import loss_scale
 from strategies.importance import Weights
@@ -88,8 +88,7 @@ class SynapticIntelligence(SupervisedPlugin):
 
     def __init__(self, strength: float = 0.1, damping: float = 0.1):
         super().__init__()
-        if strength < 0:
-            raise InputError(f"strategy.strength={strength}: expected 0 or more; raise it")
+        not_negative("strategy", strength=strength)
         if damping <= 0:
             raise InputError(f"strategy.damping={damping}: expected more than 0; raise it")
         self.strength, self.damping = strength, damping

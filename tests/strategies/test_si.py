@@ -194,6 +194,7 @@ def test_a_model_that_grows_after_the_last_update_is_held_where_it_was(clusters,
     ("arguments", "message"),
     [
         ({"strength": -1.0}, "strategy.strength=-1.0: expected 0 or more; raise it"),
+        ({"strength": float("nan")}, "strategy.strength=nan: expected 0 or more; raise it"),
         ({"damping": 0.0}, "strategy.damping=0.0: expected more than 0; raise it"),
     ],
 )

@@ -90,7 +90,7 @@ PAIRS: dict[str, tuple[Callable, Callable]] = {
         plugin(theirs.GSS_greedyPlugin, mem_size=CAPACITY, mem_strength=5, input_size=[784]),
     ),
     "ER-ACE": (
-        own("er_ace.ERACE", capacity=CAPACITY),
+        own("er_ace.ERACE", capacity=CAPACITY, memory="class_balanced"),
         lambda size: {"template": partial(ER_ACE, mem_size=CAPACITY, batch_size_mem=size)},
     ),
     "A-GEM": (

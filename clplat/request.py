@@ -19,6 +19,7 @@ from clplat.check import GROUPS, check
 from clplat.digest import SEEDS, config_digest
 from clplat.directory import TRIALS, already_done
 from clplat.errors import InputError, Interrupted, Locked, TrainingError
+from clplat.mistyped import meant
 from clplat.several import combined_name
 from clplat.shape import check_references
 from clplat.sweep import Outcome
@@ -129,6 +130,8 @@ def outcome_of(node: DictConfig) -> Outcome:
 
 def explain(error: BaseException) -> str:
     """The message without the trace, and the cause where the message alone does not say it."""
+    if text := meant(error, sys.argv[1:]):
+        return text
     cause = error.__cause__
     text = str(error).strip()
     if isinstance(cause, OmegaConfBaseException | YAMLError) and str(cause) not in text:

@@ -187,10 +187,21 @@ def test_the_command_line_imports_nothing_heavy_before_it_runs():
 
 
 BAD = {
-    "strategy=nothing": "Could not find 'strategy/nothing'",
-    "scenario=nothing": "Could not find 'scenario/nothing'",
-    "backbone=nothing": "Could not find 'backbone/nothing'",
-    "strategy.strenght=3": "Key 'strenght' is not in struct",
+    "strategy=nothing": "strategy=nothing: no such choice; there are a_gem, cumulative, ",
+    "scenario=split_digit": "no such choice (did you mean split_digits or split_mnist?)",
+    "backbone=nothing": "backbone=nothing: no such choice; there are aaren, attention, ",
+    "strategy=[replay,ewcc]": "strategy=ewcc: no such choice (did you mean ewc?); there are ",
+    "hydra/launcher=slurm": "hydra/launcher=slurm: no such choice; there are basic, joblib, ray",
+    "stratgy=ewc": "stratgy: no such key (did you mean strategy?); clplat --help lists them",
+    "strategy=ewc strategy.strenght=3": "strategy.strenght: no such key (did you mean "
+    "strategy.strength?); clplat --help strategy=ewc lists them",
+    "strategy.strength=3": "strategy.strength: no such key (it belongs to strategy=mas, rwalk, si)",
+    "strategy=[replay,lwf] strategy.replay.capcity=9": "strategy.replay.capcity: no such key (did "
+    "you mean strategy.replay.capacity?); clplat --help strategy=replay lists them",
+    "strategy.qqq=3": "strategy.qqq: no such key; clplat --help strategy=finetune lists them; "
+    "+strategy.qqq=... adds an argument that the file leaves out",
+    "lr=0.1": "lr: no such key (did you mean optimizer.lr?); clplat --help lists them",
+    "hydra.nothing=1": "hydra.nothing: no such key; clplat --cfg hydra lists those of Hydra",
     "optimizer.lr=-0.1": "optimizer.lr=-0.1: expected a number above 0; for example optimizer.lr=0",
     "train.epochs=0": "train.epochs=0: expected a whole number of at least 1; for example train",
     "train.epochs=1.5": "train.epochs=1.5: expected a whole number of at least 1",

@@ -1,0 +1,110 @@
+"""What may have been meant by a key, or a choice, that there is not."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+from clplat.help import choices, user_folders
+
+CONF = Path(str(files("clplat.conf")))
+ALL = "clplat --help lists them"
+LIKENESS = 0.6  # of a name to what was given, at the least, to be proposed
+
+
+def meant(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """A message for what Hydra found no key, or no file, for; None for any other error."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        known = _choices(arguments).get(group) if group != "hydra" else None
+        if known is None:
+            group, _, name = str(error.missing_cfg_file).rpartition("/")
+            known = error.options
+        return _no_choice(group, name, sorted(known, key=lambda n: ("/" in n, n)))
+    absent = isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError)
+    found = re.match(r"Could not override '(.+)'\.", str(error))
+    if isinstance(error, ConfigCompositionException) and absent and found:
+        return _no_key(found[1], arguments)
+    return None
+
+
+def _no_choice(group: str, name: str, known: Sequence[str]) -> str:
+    return f"{group}={name}: no such choice{_like(name, known)}; there are {', '.join(known)}"
+
+
+def _no_key(key: str, arguments: Sequence[str]) -> str:
+    group, _, rest = key.partition(".")
+    if group == "hydra":
+        return f"{key}: no such key; clplat --cfg hydra lists those of Hydra"
+    general = yaml.safe_load((CONF / "config.yaml").read_text())
+    groups, chosen = _choices(arguments), _chosen(arguments, general["defaults"])
+    own = {
+        f"{node}.{leaf}"
+        for node, names in chosen.items()
+        for name in names
+        for leaf in _file_keys(groups, node.partition(".")[0], name)
+    }
+    if not rest or group not in groups:
+        return f"{key}: no such key{_like(key, own | {*_keys(general), *groups})}; {ALL}"
+    node = max((n for n in chosen if key.startswith(f"{n}.")), key=len, default=group)
+    having = sorted(n for n in groups[group] if rest in _file_keys(groups, group, n))
+    likely = f" (it belongs to {group}={', '.join(having[-3:])})" if having else _like(key, own)
+    name = chosen.get(node, [""])[0]
+    listing = f"clplat --help {group}={name} lists them" if name in groups[group] else ALL
+    adds = "" if likely else f"; +{key}=... adds an argument that the file leaves out"
+    return f"{key}: no such key{likely}; {listing}{adds}"
+
+
+def _like(given: str, known: Iterable[str]) -> str:
+    """A question for those that resemble what was given, or end in it; "" if none does.
+
+    Only the last part may be mistaken where there are several.
+    """
+    place = given.rpartition(".")[0]
+    tails = {n.rpartition(".")[2]: n for n in sorted(known) if not place or n.startswith(place)}
+    last = given.rpartition(".")[2]
+    found = [tails[tail] for tail in get_close_matches(last, sorted(tails), n=2, cutoff=LIKENESS)]
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys of a config's leaves and of the sections they are in."""
+    keys = []
+    for key, value in config.items():
+        if key not in ("defaults", "hydra"):
+            keys.append(f"{prefix}{key}")
+            keys += _keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else []
+    return keys
+
+
+def _choices(arguments: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """The files of each group, the user's among them."""
+    found = choices(CONF)
+    for folder in user_folders(arguments):
+        for group, named in choices(folder).items():
+            found.setdefault(group, {}).update(named)
+    return found
+
+
+def _chosen(arguments: Sequence[str], defaults: Sequence[Any]) -> dict[str, list[str]]:
+    """The names that are given for each group, or its default, by where they are placed."""
+    chosen = {g: [str(name)] for d in defaults if isinstance(d, dict) for g, name in d.items()}
+    for argument in arguments:
+        group, equals, value = argument.lstrip("+").partition("=")
+        group, _, node = group.partition("@")
+        if equals and group in chosen:
+            chosen[node or group] = value.split(",")
+    return chosen
+
+
+def _file_keys(groups: Mapping[str, Mapping[str, Path]], group: str, name: str) -> list[str]:
+    """The keys of a group's file, but those that name what is built."""
+    file = groups.get(group, {}).get(name)
+    found = _keys(yaml.safe_load(file.read_text()) or {}) if file else []
+    return [key for key in found if not key.startswith("_")]

@@ -105,6 +105,7 @@ def ours(
         batch_size=batch_size,
         plugins=[*plugins, TrainingScore()],
         evaluator=Evaluator(),
+        order=torch.Generator().manual_seed(seed),
     )
     for experience in train:
         began = clock()

@@ -1,6 +1,6 @@
 """Sweeps on a SLURM cluster of two nodes; `make test-slurm`, as root, with Debian's packages.
 
-Not in the suite: what is requeued waits, by SLURM's rules, for a minute or two.
+Apart from the suite: what is requeued waits, by SLURM's rules, for a minute or two.
 """
 
 from pathlib import Path

@@ -14,6 +14,13 @@ from clplat.signals import ASKING, Asked, nobody
 from clplat.sweep import Outcome
 
 
+def preload() -> None:
+    """Import what most runs need, once for all that are forked from here."""
+    import sklearn.datasets  # noqa: F401 - digits come with it, and it takes longer than many a run
+
+    import clplat.run  # noqa: F401
+
+
 def isolated(job: Callable[[], Outcome], asked: Asked) -> Outcome:
     """The outcome of a job that runs in a process of its own: it may die, and others go on.
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from clplat.errors import Interrupted
-from clplat.isolated import isolated
+from clplat.isolated import isolated, preload
 from clplat.launch import Job
 from clplat.signals import listening
 from clplat.sweep import Outcome
@@ -11,8 +11,7 @@ from clplat.sweep import Outcome
 
 def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
     """Each in a process that is forked from this one once the libraries are imported."""
-    import clplat.run  # noqa: F401
-
+    preload()
     with listening() as asked:
         for job in jobs:
             yield job, isolated(job, asked)

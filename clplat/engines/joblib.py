@@ -10,7 +10,7 @@ from typing import Any
 
 from clplat.errors import Interrupted
 from clplat.extras import needed
-from clplat.isolated import isolated
+from clplat.isolated import isolated, preload
 from clplat.launch import Job
 from clplat.signals import Asked, listening
 from clplat.sweep import Outcome
@@ -67,8 +67,7 @@ def in_worker(job: Job) -> tuple[int, Outcome]:
 @cache
 def prepare() -> None:
     """Once in each worker."""
-    import clplat.run  # noqa: F401
-
+    preload()
     os.environ["TTY_COMPATIBLE"] = "0"  # bars of several processes would overwrite each other
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the first one hands it on
     atexit.register(os._exit, 0)  # to take the libraries down takes seconds, and has been stuck

@@ -208,6 +208,35 @@ def bare_loop() -> Callable[..., nn.Module]:
     return train
 
 
+@pytest.fixture(params=["bf16", "fp16"])
+def assert_near_in_half(
+    request: pytest.FixtureRequest, make_learner: Callable[..., Learner]
+) -> Callable[..., Any]:
+    """Trains in mixed and in full precision, and returns the strategy of the mixed one."""
+
+    def compare(
+        make_model: Callable[[], nn.Module],
+        make_strategy: Callable[[], Any],
+        stream: Any,
+        atol: float = 0.02,
+        **options: Any,
+    ) -> Any:
+        models = []
+        for precision in ("fp32", request.param):
+            model, strategy = make_model(), make_strategy()
+            learner = make_learner(model, strategy, precision=precision, **options)
+            if learner.scaler:
+                learner.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)  # none is skipped
+            torch.manual_seed(0)
+            learner.train(stream)
+            models.append(learner.model)
+        for one, other in zip(*(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(one, other, rtol=0.05, atol=atol)
+        return strategy
+
+    return compare
+
+
 @pytest.fixture
 def resume_and_compare(
     clusters: Any, mlp: Any, make_learner: Any

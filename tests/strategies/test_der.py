@@ -190,15 +190,7 @@ def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare,
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_it_trains_in_mixed_precision(clusters, mlp, make_learner, weights, precision):
-    models = []
-    for chosen in ("fp32", precision):
-        der = DER(10)
-        learner = make_learner(mlp("growing"), der, precision=chosen)
-        torch.manual_seed(0)
-        learner.train(clusters().train_stream)
-        models.append(weights(learner.model))
-        assert der.memory.columns[3].dtype == torch.float32
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name], rtol=0.05, atol=0.02)
+def test_mixed_precision_trains_nearly_as_full_precision(clusters, mlp, assert_near_in_half):
+    stream = clusters().train_stream
+    der = assert_near_in_half(lambda: mlp("growing"), lambda: DER(10), stream)
+    assert der.memory.columns[3].dtype == torch.float32

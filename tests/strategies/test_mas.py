@@ -175,18 +175,8 @@ def test_strength_0_is_fine_tuning_to_the_bit(clusters, mlp, make_learner, bare_
     assert all(torch.equal(v, bare[name]) for name, v in weights(learner.model).items())
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_mixed_precision_trains_nearly_as_full_precision(clusters, mlp, make_learner, precision):
-    models = []
-    for chosen in ("fp32", precision):
-        learner = make_learner(mlp(), MAS(0.05), precision=chosen, lr=0.05)
-        if learner.scaler:
-            learner.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)  # none is skipped
-        for experience in clusters().train_stream:
-            learner.train(experience)
-        models.append(learner.model)
-    for one, other in zip(*(m.parameters() for m in models), strict=True):
-        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)
+def test_mixed_precision_trains_nearly_as_full_precision(clusters, mlp, assert_near_in_half):
+    assert_near_in_half(mlp, lambda: MAS(0.05), clusters().train_stream, lr=0.05)
 
 
 @pytest.mark.parametrize("head", ["single", "growing", "multi"])

@@ -108,8 +108,9 @@ class RunProgress:
             markup=False,
         )
 
-    def skipped(self, out: Path) -> None:
-        self.console.print(f"{self.job}finished before: {out}", soft_wrap=True, markup=False)
+    def skipped(self, out: Path, passed_over: str = "") -> None:
+        line = f"{self.job}finished before: {out}{passed_over}"
+        self.console.print(line, soft_wrap=True, markup=False)
 
     def stop(self) -> None:
         if self._bar is not None:

@@ -74,7 +74,7 @@ class Run:
         seeds = {key: self.config[key] for key in SEEDS}
         result = already_done(self.out, self.digest, seeds)
         if result is not None:
-            progress.skipped(self.out)
+            progress.skipped(self.out, self._passed_over(result))
             return self._ended("skipped", result)
         with progress.loading():
             from clplat.run import run
@@ -88,9 +88,16 @@ class Run:
         )
         if result is None:  # another process has, meanwhile
             result = already_done(self.out, self.digest, seeds) or {}
-            progress.skipped(self.out)
+            progress.skipped(self.out, self._passed_over(result))
             return self._ended("skipped", result)
         return self._ended("finished", result)
+
+    def _passed_over(self, result: dict[str, Any]) -> str:
+        """What the command asks for that a finished run was not asked, as the end of a line."""
+        reference = self.config["reference"]
+        if reference is None or result.get("intransigence") is not None:
+            return ""
+        return f"; reference={reference} is not looked at: for intransigence choose another out"
 
     def _ended(self, state: str, result: dict[str, Any]) -> Outcome:
         return Outcome(state, out=str(self.out), objective=result.get("accuracy"))

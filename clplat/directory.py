@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -15,6 +17,7 @@ LINES, ENCODER = "metrics.jsonl", "encoder.pt"
 CHECKPOINT, EARLIER_CHECKPOINT = "checkpoint.pt", "checkpoint_before.pt"
 DIGEST_LINE = "# digest: "
 TRIALS = "tune"  # the folder of runs that settings are chosen by
+Value = TypeVar("Value")
 
 
 def write_beside(path: Path, *parts: Any, durable: bool = True) -> Path:
@@ -58,15 +61,53 @@ def read_config(out: Path) -> dict[str, Any]:
 
 
 def read_result(out: Path) -> dict[str, Any] | None:
-    """What a finished run measured; None where there is none."""
+    """What a finished run measured; None where there is none, ValueError where it is damaged."""
     file = out / RESULT
-    return json.loads(file.read_text()) if file.is_file() else None
+    try:
+        return json.loads(file.read_text(), parse_int=_whole) if file.is_file() else None
+    except RecursionError as error:
+        raise ValueError("lists inside lists without end") from error
+
+
+def _whole(digits: str) -> int:
+    """A whole number that can be made a float, as all are when runs are compared."""
+    number = int(digits)
+    if abs(number) > sys.float_info.max:
+        raise ValueError(f"a number is too large: {digits[:9]}...")
+    return number
+
+
+def given_result(key: str, out: Path) -> dict[str, Any] | None:
+    """The result in the run directory that a key of the config names; None where there is none."""
+
+    def mapping(out: Path) -> dict[str, Any] | None:
+        result = read_result(out)
+        if not isinstance(result, dict) and (out / RESULT).is_file():
+            raise ValueError("expected names with values")
+        return result
+
+    return _given(key, out, RESULT, mapping)
+
+
+def _given(key: str, out: Path, name: str, read: Callable[[Path], Value]) -> Value:
+    """What a file of a run directory holds; InputError where it cannot be read."""
+    try:
+        return read(out)
+    except (OSError, ValueError) as error:
+        how = "is damaged" if isinstance(error, ValueError) else "cannot be read"
+        raise InputError(
+            f"{key}={out}: its {name} {how} ({error}); remove that directory, or choose another "
+            f"{key}"
+        ) from error
 
 
 def already_done(out: Path, digest: str, seeds: dict[str, int]) -> dict[str, Any] | None:
     """The result, if this very run is finished; an error if the directory is another run's."""
-    result = read_result(out)
-    held, mend = read_digest(out), "choose another out, or remove that directory"
+    result = given_result("out", out)
+    held, mend = (
+        _given("out", out, CONFIG, read_digest),
+        "choose another out, or remove that directory",
+    )
     if held is not None and held != digest:
         raise InputError(
             f"out={out}: holds a run of another config (digest {held}, this one is {digest}); "

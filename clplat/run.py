@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from clplat import checkpoint, metrics
 from clplat.build import build_scenario, pretrain
 from clplat.digest import SEEDS
-from clplat.directory import ENCODER, MATRIX, already_done, read_result
+from clplat.directory import ENCODER, MATRIX, RESULT, already_done, given_result
 from clplat.errors import InputError, Interrupted, TrainingError
 from clplat.footprint import memory_bytes, peak_memory
 from clplat.keeper import Keeper
@@ -40,7 +40,12 @@ def joint_matrix(reference: str | None, scenario_name: str, size: int) -> Matrix
     """The accuracy matrix of the joint run that intransigence is measured against."""
     if reference is None:
         return None
-    result = read_result(Path(reference))
+    result = given_result("reference", Path(reference))
+    if result is not None and not {"scenario", "experiences"} <= result.keys():
+        raise InputError(
+            f"reference={reference}: its {RESULT} is damaged (it names no scenario or number of "
+            "experiences); remove that directory, or choose another reference"
+        )
     if result is None or result["scenario"] != scenario_name or result["experiences"] != size:
         given = f"a run of {result['scenario']}" if result else "no finished run"
         raise InputError(

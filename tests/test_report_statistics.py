@@ -153,6 +153,16 @@ def test_those_without_common_blocks_are_left_out_and_named():
     assert ranks_told(found, "accuracy").endswith("; not ranked, for want of common blocks: d")
 
 
+@pytest.mark.parametrize("odd", [["joint"], ["joint", "stock"]])
+def test_those_that_share_blocks_are_ranked_however_many_blocks_others_have(odd):
+    some = {name: {s: 0.1 * k + s for s in range(5)} for k, name in enumerate(["f", "r", "e"])}
+    others = {name: dict.fromkeys(range(10, 20), 0.5) for name in odd}
+    found = rank(configurations({**others, **some}), "accuracy")
+    assert isinstance(found, Ranks)
+    assert (sorted(found.names), sorted(found.left_out)) == (["e", "f", "r"], odd)
+    assert found.blocks == 5
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [

@@ -11,6 +11,7 @@ from clplat.report.configurations import Configuration
 from clplat.report.quantities import QUANTITIES
 
 LEAST = "at least three configurations that share two blocks (scenario and seeds)"
+BLOCKS = 2  # that are shared, at least
 MOST = 30  # names that a diagram has room for
 
 
@@ -45,18 +46,14 @@ def critical_difference(configurations: int, blocks: int, level: float = 0.05) -
 def rank(configurations: Sequence[Configuration], metric: str) -> Ranks | str:
     """The ranks of the configurations, by name over all scenarios; or why there are none.
 
-    A block is a scenario with seeds; all that are ranked are in all blocks. While they share
-    fewer than two, the one with the fewest of its own is left out.
+    A block is a scenario with seeds; all that are ranked are in all blocks. Those that
+    stand in the way of common blocks are left out.
     """
     values: dict[str, dict] = {}
     for c in configurations:
         blocks = {(c.scenario, seeds): v for seeds, v in c.by_seeds(metric).items()}
         values.setdefault(c.name, {}).update(blocks)
-    names, left_out = list(values), []
-    while len(names) >= 3 and len(_shared(values, names)) < 2:
-        fewest = min(reversed(names), key=lambda name: len(values[name]))
-        names.remove(fewest)
-        left_out.append(fewest)
+    names, left_out = _sharing(values)
     if len(names) < 3:
         return f"it takes {LEAST}"
     if len(names) > MOST:
@@ -79,6 +76,27 @@ def rank(configurations: Sequence[Configuration], metric: str) -> Ranks | str:
         critical_difference(len(names), len(shared)),
         left_out,
     )
+
+
+def _sharing(values: dict[str, dict]) -> tuple[list[str], list[str]]:
+    """Those that share two blocks, and those that are left out for it, one after another.
+
+    Each time the one without which the others share the most; then the one with the fewest in
+    common with single others, of the two that it takes; then the one with the fewest of its own.
+    """
+    names, left_out = list(values), []
+    blocks = list(dict.fromkeys(block for found in values.values() for block in found))
+    has = np.array([[block in values[name] for block in blocks] for name in names], dtype=int)
+    pairs = np.minimum(has @ has.T, BLOCKS)
+    kept = list(range(len(names)))
+    while len(kept) >= 3 and np.all(has[kept], axis=0).sum() < BLOCKS:
+        missing = len(kept) - has[kept].sum(0)
+        shared = ((missing - (1 - has[kept])) == 0).sum(1)  # by the others, without each
+        common, own = pairs[np.ix_(kept, kept)].sum(1), has[kept].sum(1)
+        odd = kept[np.lexsort((np.arange(len(kept)), -own, -common, shared))[-1]]
+        kept.remove(odd)
+        left_out.append(names[odd])
+    return [names[k] for k in kept], left_out
 
 
 def _shared(values: dict[str, dict], names: Sequence[str]) -> list:

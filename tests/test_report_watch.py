@@ -78,6 +78,30 @@ def test_a_damaged_status_is_unknown(tmp_path, text):
     assert "is damaged" in sign.reason
 
 
+def test_a_state_that_is_not_known_is_unknown_and_counted_as_such(tmp_path):
+    out = write_sign(tmp_path / "a", "paused", reason="at\nlunch")
+    sign = read_sign(out, NOW)
+    assert (sign.state, sign.reason) == ("unknown", "status.json says paused")
+    screen = Console(width=90, file=io.StringIO(), highlight=False)
+    screen.print(drawn({out: sign}, [tmp_path], height=20))
+    assert "1 runs: 1 unknown" in screen.file.getvalue()
+
+
+def test_what_is_read_for_a_line_is_one_printable_line(tmp_path, capsys):
+    write_sign(tmp_path / "runs/a\x1b[1m", "failed", reason="ValueError: one\n  two\x1b[2J")
+    main([str(tmp_path / "runs"), "--watch"])
+    assert capsys.readouterr().out.splitlines() == [
+        r"a\x1b[1m: failed, ValueError: one two\x1b[2J",
+        "1 runs: 1 failed",
+    ]
+
+
+def test_a_number_that_is_too_large_is_no_accuracy(tmp_path):
+    out = write_sign(tmp_path / "a")
+    (out / "metrics.jsonl").write_text(f'{{"accuracy": 0.5}}\n{{"accuracy": 1{"0" * 400}}}\n')
+    assert read_sign(out, NOW).accuracy == 0.5
+
+
 def test_a_result_says_finished_whatever_the_status(tmp_path, dead):
     out = write_run(tmp_path / "a", accuracy=0.5)
     write_sign(out, pid=dead)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from clplat.directory import LINES, RESULT, STATUS, read_result
+from clplat.report.printable import printable
 
 SILENT = 300.0  # seconds without a sign of life, after which a run counts as broken off
+STATES = ("running", "finished", "failed", "stopped")  # that a status may say
 TAIL = 1 << 16  # bytes of metrics.jsonl that are looked at, from its end
 
 
@@ -19,7 +21,8 @@ class Sign:
     """A run as it is now; `silent` is how many seconds ago it gave its last sign of life.
 
     States: running, finished, failed, stopped, broken off (it says running, but its process is
-    gone or it has been silent for too long), unknown (a damaged status).
+    gone or it has been silent for too long), unknown (a damaged status, or one
+    that says something else).
     """
 
     state: str
@@ -40,9 +43,11 @@ def read_sign(out: Path, now: datetime | None = None) -> Sign:
         values = json.loads((out / STATUS).read_text())
         updated = datetime.fromisoformat(values["updated"])
         silent = ((now or datetime.now(UTC)) - updated).total_seconds()
-        state, reason = str(values["state"]), str(values.get("reason", ""))
+        state, reason = str(values["state"]), one_line(str(values.get("reason", "")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return Sign("unknown", reason=f"{STATUS} or {RESULT} is damaged: {error}")
+    if state not in STATES:
+        state, reason = "unknown", one_line(f"{STATUS} says {state}")
     if state == "running" and _gone(values):
         state, reason = "broken off", f"process {values['pid']} is gone"
     elif state == "running" and silent > SILENT:
@@ -53,8 +58,16 @@ def read_sign(out: Path, now: datetime | None = None) -> Sign:
     return Sign(state, **whole, accuracy=accuracy, silent=silent, reason=reason)
 
 
+def one_line(text: str) -> str:
+    """A text, which may have several lines, in one."""
+    return printable(" ".join(text.split()))
+
+
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return None
 
 
 def _gone(values: dict[str, Any]) -> bool:

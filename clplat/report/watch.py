@@ -15,6 +15,7 @@ from rich.text import Text
 from clplat.directory import RESULT, STATUS
 from clplat.errors import InputError
 from clplat.report.find import run_folders
+from clplat.report.printable import printable
 from clplat.report.signs import Sign, read_sign
 
 EVERY = 1.0  # seconds between two looks
@@ -157,5 +158,5 @@ def ago(seconds: float) -> str:
 def _name(out: Path, folders: Sequence[Path]) -> str:
     """Relative to the only folder."""
     if len(folders) == 1 and out != folders[0]:
-        return str(out.relative_to(folders[0]))
-    return str(out)
+        return printable(str(out.relative_to(folders[0])))
+    return printable(str(out))

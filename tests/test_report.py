@@ -143,6 +143,40 @@ def test_what_is_damaged_or_not_finished_is_left_out_and_named(runs, capsys):
     assert "left out: runs that are not finished (1 failed); --watch shows them" in captured.err
 
 
+@pytest.mark.parametrize("key", ["accuracy", "accuracy_so_far"])
+def test_a_result_with_a_number_beyond_any_float_is_damaged(runs, key):
+    huge = 10**400
+    write_run(runs / "huge", digest="h", **{key: [huge, huge] if key.endswith("far") else huge})
+    comparison = made(runs)
+    assert len(comparison.configurations) == 2
+    (note,) = comparison.notes
+    assert note.startswith(f"left out: {runs}/huge/result.json is damaged (a number is too large")
+
+
+def test_names_are_one_printable_line(runs, capsys):
+    write_run(runs / "a", "two\nlines\x1b[2J", "a", scenario="o\nd\x00d")
+    config = {"strategy": {"note": "x\ny"}}
+    write_run(runs / "b", "der", "b", scenario="odd", config=config)
+    write_run(runs / "c", "der", "c", scenario="odd", config={"strategy": {"note": "z"}})
+    main([str(runs), "--format", "markdown"])
+    text = capsys.readouterr().out
+    assert r"### o\\nd\\x00d" in text
+    assert r"| two\\nlines\\x1b[2J | 1 |" in text
+    assert r"| der note=x\\ny | 1 |" in text
+    assert all(c.isprintable() for line in text.split("\n") for c in line)
+
+
+def test_files_are_named_after_scenarios_by_characters_that_any_system_takes(runs):
+    for k, scenario in enumerate(["a/b", "a\x00b", "a b", "ä" * 400]):
+        write_run(runs / str(k), digest=str(k), scenario=scenario)
+    main([str(runs)])
+    names = {file.name for file in runs.glob("*_accuracy_matrix.png")}
+    long = f"{'ä' * 50}_accuracy_matrix.png"
+    assert len(names) == 5
+    assert {"split_digits_accuracy_matrix.png", "a_b_accuracy_matrix.png", long} < names
+    assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
+
+
 def test_a_folder_without_runs_is_explained(tmp_path, capsys):
     (tmp_path / "none").mkdir()
     message = refused(capsys, str(tmp_path / "none"))

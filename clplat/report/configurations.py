@@ -10,6 +10,7 @@ from yaml import YAMLError
 from clplat.directory import read_config
 from clplat.naming import short_names
 from clplat.report.find import Run
+from clplat.report.printable import printable
 from clplat.report.quantities import QUANTITIES
 
 
@@ -48,7 +49,7 @@ def by_configuration(runs: Sequence[Run], metric: str = "accuracy") -> list[Conf
         groups[(run.result["scenario"], run.result["digest"])].append(run)
     firsts = [group[0] for group in groups.values()]
     choices = [{k: v for k, v in r.result.items() if isinstance(v, str)} for r in firsts]
-    names = short_names(choices, lambda k: _config(firsts[k]))
+    names = [printable(name) for name in short_names(choices, lambda k: _config(firsts[k]))]
     places = [(scenario, name) for (scenario, _), name in zip(groups, names, strict=True)]
     found = []
     for (scenario, digest), name, group in zip(groups, names, groups.values(), strict=True):

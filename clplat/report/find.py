@@ -10,6 +10,7 @@ from typing import Any
 
 from clplat.directory import RESULT, STATUS, TRIALS, read_result
 from clplat.errors import InputError
+from clplat.report.printable import printable
 from clplat.report.signs import read_sign
 
 NAMED = ("scenario", "strategy", "digest")  # texts without which a result is none
@@ -80,8 +81,10 @@ def find_runs(paths: Sequence[Path]) -> Found:
             named = ", ".join(NAMED)
             found.notes.append(f"left out: {out / RESULT} is no result (expected {named})")
         else:
-            found.runs.append(Run(out, result))
+            texts = {key: printable(v) for key, v in result.items() if isinstance(v, str)}
+            found.runs.append(Run(out, result | texts))
     if unfinished:
         states = ", ".join(f"{count} {state}" for state, count in sorted(unfinished.items()))
         found.notes.append(f"left out: runs that are not finished ({states}); --watch shows them")
+    found.notes = [printable(note) for note in found.notes]
     return found

@@ -1,6 +1,7 @@
 """Everything that a comparison leaves in a folder: tables, figures and the page."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def figures_of(
         yield "forgetting", caption, figure
 
 
+def file_names(scenarios: Iterable[str]) -> dict[str, str]:
+    """How the files of each scenario begin: by what any system takes, and none like another's."""
+    names: dict[str, str] = {}
+    for scenario in scenarios:
+        name = re.sub(r"[^\w.,+=-]", "_", scenario)[:50]  # of up to four bytes each
+        while name in names.values():
+            name += "_"
+        names[scenario] = name
+    return names
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What was written: the page, the tables beside it, and figures by their stems; `ranks` tells
@@ -84,8 +96,9 @@ def write_outputs(comparison: Comparison, folder: Path) -> Outputs:
         figure.clear()
 
     scenarios = by_scenario(comparison.configurations)
+    files = file_names(scenarios)
     for scenario, members in scenarios.items():
-        of_it = f"{scenario.replace('/', '_')}_" if len(scenarios) > 1 else ""
+        of_it = f"{files[scenario]}_" if len(scenarios) > 1 else ""
         for name, caption, figure in figures_of(scenario, members):
             draw(scenario, of_it + name, caption, figure)
     metric = comparison.question.metric

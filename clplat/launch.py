@@ -5,7 +5,9 @@ called in a process that the others do not die with, and gives (job, outcome) as
 stop, it hands the signal on to the runs, gives what they answer, and raises Interrupted.
 """
 
+import inspect
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +22,18 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import get_method
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from clplat.errors import InputError, Interrupted
 from clplat.lock import held
-from clplat.request import EXPLAINED, checked, full_trace, outcome_of
+from clplat.request import EXPLAINED, checked, full_trace, module_folders, outcome_of
 from clplat.signals import listening
 from clplat.sweep import Outcome, Sweep
+from clplat.targets import is_allowed
 
+ENGINES = "clplat.engines"
 PLACE = "hydra_plugins.clplat.Launch"  # Hydra takes plugins of such names alone
 HANDED_OVER = ("CLPLAT_", "HYDRA_")  # variables that the runs see, wherever they are
 
@@ -77,17 +81,67 @@ class Job:
 Engine = Callable[..., Iterator[tuple[Job, Outcome]]]
 
 
+def is_engine(name: str, folders: Sequence[Path]) -> bool:
+    """Whether an import path is one of ours, or such that a config's `_target_` may be."""
+    public = all(part.isidentifier() and part[0] != "_" for part in name.split("."))
+    return public and (name.startswith(f"{ENGINES}.") or is_allowed(name, folders))
+
+
+def engine_at(name: str, folders: Sequence[Path]) -> Engine:
+    """The generator function of an import path; InputError for all else, which is not called."""
+    given = f"hydra.launcher.engine={name}"
+    if not is_engine(name, folders):
+        raise InputError(
+            f"{given}: not allowed; expected a generator function of {ENGINES}, or of a module of "
+            f"your own in {', '.join(map(str, folders))}; put the module there, or correct the name"
+        )
+    try:
+        found = get_object(name)
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(
+            f"{given}: cannot be imported ({reason}); expected the import path of a generator "
+            "function; correct the name, or install what it needs"
+        ) from error
+    home = getattr(found, "__module__", None) or ""
+    if not inspect.isgeneratorfunction(found) or not is_engine(home, folders):
+        raise InputError(
+            f"{given}: not allowed; it is {found!r} from {home or 'nowhere'}; expected a generator "
+            "function defined where the name says; name that place itself"
+        )
+    return found
+
+
+def check_settings(engine: Engine, settings: dict[str, Any]) -> None:
+    """Refuse settings that an engine does not take, or that it lacks."""
+    signature = inspect.signature(engine)
+    try:
+        signature.bind([], **settings)
+    except TypeError as error:
+        given = ", ".join(f"hydra.launcher.{key}={value}" for key, value in settings.items())
+        known = ", ".join([*signature.parameters][1:]) or "none"
+        raise InputError(
+            f"{given or 'hydra.launcher'}: {error}; expected the settings {known}; leave out what "
+            "is not among them, and set what is missing"
+        ) from None
+
+
 class Launch(Launcher):
     """Has the runs of a sweep carried out by the engine of that import path."""
 
     def __init__(self, engine: str, **settings: Any):
-        self.engine: Engine = get_method(engine)
+        self.name = engine
         self.settings: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         self.context, self.config = hydra_context, config
+        HydraConfig.instance().set_config(config.copy())
+        folders = module_folders()
+        sys.path += [str(f) for f in folders if str(f) not in sys.path]
+        self.engine = engine_at(self.name, folders)
+        check_settings(self.engine, self.settings)
         searched = config.hydra.runtime.choices["hydra/sweeper"] != "basic"
         Sweep.begin(Path(config.hydra.sweep.dir).absolute(), searched)
 

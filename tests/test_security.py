@@ -1,6 +1,7 @@
 """Configs and files of unknown origin run no code, reach no place of their own, and end."""
 
 import ast
+import inspect
 import os
 import pickle
 import shlex
@@ -18,6 +19,7 @@ from torch import nn
 
 from clplat.directory import write_atomically
 from clplat.errors import InputError
+from clplat.launch import engine_at
 from clplat.pretraining import FromFile
 from clplat.request import default_out
 from clplat.shape import check_file, check_references
@@ -153,6 +155,52 @@ def test_a_command_line_runs_no_programs(command, monkeypatch, arguments, messag
     assert message in outcome.err
     assert not Path("mark").exists()
     assert not Path("runs").exists()
+
+
+def test_an_engine_is_no_way_to_run_programs(command):
+    outcome = command(
+        "-m hydra.launcher.engine=pydoc.pipepager '+hydra.launcher.cmd=\"touch mark\"' "
+        f"seed=0 {QUICK}"
+    )
+    assert outcome.status == 2, outcome
+    assert outcome.err.startswith("clplat: hydra.launcher.engine=pydoc.pipepager: not allowed; ")
+    assert not Path("mark").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pydoc.pipepager", "os.system", "clplat.launch.Launch", "clplat.run.run", "", "a b"),
+        *("clplat.engines", "clplat.engines.basic", "clplat.engines.basic.isolated"),
+        *("clplat.engines.submitit.os.walk", "clplat.engines.basic.run.__globals__"),
+        *("strategies.replay.Replay", "os.walk"),
+    ],
+)
+def test_engines_elsewhere_and_what_is_no_engine_are_refused(name, tmp_path):
+    with pytest.raises(InputError, match="not allowed"):
+        engine_at(name, [tmp_path])
+
+
+@pytest.mark.parametrize("name", ["basic", "joblib", "ray", "submitit"])
+def test_our_engines_are_allowed(name, tmp_path):
+    assert inspect.isgeneratorfunction(engine_at(f"clplat.engines.{name}.run", [tmp_path]))
+
+
+def test_an_engine_of_ones_own_lies_beside_the_configs(command):
+    mine = Path("mine/hydra/launcher")
+    mine.mkdir(parents=True)
+    (mine / "lab.yaml").write_text(
+        "_target_: hydra_plugins.clplat.Launch\nengine: lab_engine.run\n"
+    )
+    Path("mine/lab_engine.py").write_text(
+        "from clplat.sweep import Outcome\n"
+        "def run(jobs):\n"
+        "    for job in jobs:\n"
+        "        yield job, Outcome('failed', 1, 'by the lab')\n"
+    )
+    outcome = command(f"-m --config-dir mine hydra/launcher=lab seed=0 {QUICK}")
+    assert outcome.status == 1, outcome
+    assert "by the lab" in outcome.err
 
 
 @pytest.mark.parametrize("save", [partial(pickle.dump, protocol=2), torch.save])

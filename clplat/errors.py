@@ -15,8 +15,10 @@ class Locked(InputError):
 
 
 def at_least(section: str, least: int, **values: int) -> None:
-    """Refuse the first of some values of a config's section, by their keys, that is less."""
+    """Refuse the first of some whole numbers of a config's section, by their keys, that is less."""
     for key, value in values.items():
+        if not isinstance(value, int):
+            raise InputError(f"{section}.{key}={value}: expected a whole number, {least} or more")
         if value < least:
             raise InputError(f"{section}.{key}={value}: expected at least {least}; raise it")
 
@@ -24,7 +26,7 @@ def at_least(section: str, least: int, **values: int) -> None:
 def not_negative(section: str, **values: float) -> None:
     """Refuse the first of some values of a config's section, by their keys, that is below 0."""
     for key, value in values.items():
-        if not value >= 0:  # nor is nan
+        if isinstance(value, str) or not value >= 0:  # nor is nan, which YAML may take for a word
             raise InputError(f"{section}.{key}={value}: expected 0 or more; raise it")
 
 

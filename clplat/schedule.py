@@ -41,6 +41,11 @@ def cosine(final: float = 0.0) -> Schedule:
 
 def step(milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1) -> Schedule:
     """Multiply by `gamma` at each milestone, given as shares of the experience."""
+    if isinstance(gamma, str) or not 0 < gamma <= 1:
+        raise InputError(
+            f"schedule.gamma={gamma}: expected a factor above 0 and at most 1; for example "
+            "schedule.gamma=0.1"
+        )
     if any(not 0 <= m <= 1 for m in milestones):
         raise InputError(
             f"schedule.milestones={list(milestones)}: each is a share of the experience, in 0..1; "
@@ -181,17 +186,15 @@ class LearningRate(SupervisedPlugin):
         done, schedule = strategy.clock.train_exp_iterations / total, self.schedule
         if isinstance(schedule, Resuming):
             if self.kept is None and done >= 1 - schedule.annealing:
-                self._keep(strategy)
+                self.kept = snapshot(strategy.model, strategy.optimizer)
+                self.kept_in = strategy.clock.train_exp_counter
+            if self.kept is not None and not self._shapes:  # also where a run is taken up again
+                parameters = held(strategy.model, strategy.optimizer)
+                self._shapes = [(name, p, p.shape) for name, p in parameters.items()]
             schedule = schedule.later if strategy.clock.train_exp_counter else schedule.first
         factor = schedule(done)
         for group in strategy.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-
-    def _keep(self, strategy: Any) -> None:
-        self.kept = snapshot(strategy.model, strategy.optimizer)
-        self.kept_in = strategy.clock.train_exp_counter
-        parameters = held(strategy.model, strategy.optimizer)
-        self._shapes = [(name, p, p.shape) for name, p in parameters.items()]
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": self.kept, "kept_in": self.kept_in}

@@ -80,11 +80,13 @@ class Several:
         return {key: value for values in own for key, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self.parts.items()}
+        return {
+            n: part.state_dict() for n, part in self.parts.items() if hasattr(part, "state_dict")
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+        for name, own in state.items():
+            self.parts[name].load_state_dict(own)
 
 
 def parts_of(strategy: Any) -> list[Any]:

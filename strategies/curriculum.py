@@ -27,6 +27,7 @@ class Curriculum(SupervisedPlugin):
         self.solved: list[int] = []
         self._tests: list[Any] = []
         self._spent = 0  # epochs
+        self._together = 1  # levels trained at once: targets of a sample
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -41,17 +42,20 @@ class Curriculum(SupervisedPlugin):
         if failed or (self.epochs is not None and self._spent >= self.epochs):
             strategy.stop_training()
 
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self._together = strategy.mb_y.shape[1] if strategy.mb_y.ndim > 1 else 1
+
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         self._spent += 1
         level = strategy.clock.train_exp_counter
-        together = strategy.mb_y.shape[1] if strategy.mb_y.ndim > 1 else 1
-        scores = strategy.eval(self._tests[level - together + 1 : level + 1])
+        scores = strategy.eval(self._tests[level - self._together + 1 : level + 1])
         if min(sum(scores) / len(scores), scores[-1]) > self.threshold:
             self.solved.append(strategy.clock.train_exp_epochs + 1)  # the clock counts after us
             strategy.stop_training()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"solved": list(self.solved), "spent": self._spent}
+        return {"solved": list(self.solved), "spent": self._spent, "together": self._together}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.solved, self._spent = list(state["solved"]), state["spent"]
+        self._together = state["together"]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from clplat.backbones.heads import MASKED
 from clplat.batches import prepared, stored_inputs
+from clplat.errors import at_least, not_negative
 from clplat.memory import Memory
 
 NO_LOGIT = -500  # what masks an output is below this: our heads' MASKED, Avalanche's -1000
@@ -38,6 +39,9 @@ class DER(SupervisedPlugin):
         batch_size: int | None = None,
     ):
         super().__init__()
+        not_negative("strategy", alpha=alpha, beta=beta)
+        if batch_size is not None:
+            at_least("strategy", 1, batch_size=batch_size)
         self.memory = Memory(capacity, "reservoir")
         self.alpha, self.beta, self.batch_size = alpha, beta, batch_size
         self._batch: list[Tensor] | None = None

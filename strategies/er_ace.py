@@ -48,7 +48,7 @@ class ERACE(SupervisedPlugin):
     """
 
     needs_boundaries = False
-    owns = ("the batches", "the loss")
+    owns = ("the batches", "the forward pass", "the loss", "the outputs")
     one_target = True  # a class for each sample
 
     def __init__(self, capacity: int, memory: str = "reservoir", batch_size: int | None = None):

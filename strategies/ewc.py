@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from clplat.data import Columns
-from clplat.errors import InputError
+from clplat.errors import InputError, not_negative
 from strategies.importance import Weights, mean_importance, samples
 from strategies.quadratic import add_penalty, add_quadratics
 
@@ -90,6 +90,7 @@ class EWC(SupervisedPlugin):
         super().__init__()
         if fisher not in KINDS:
             raise InputError(f"strategy.fisher={fisher}: choose one of {', '.join(KINDS)}")
+        not_negative("strategy", strength=strength, decay=decay)
         self.strength, self.fisher, self.online, self.decay = strength, fisher, online, decay
         self.importance: Weights = {}
         self.anchor: Weights = {}

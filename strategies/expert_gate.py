@@ -95,7 +95,7 @@ class ExpertGate(SupervisedPlugin):
     """
 
     one_target = True  # a class for each sample
-    owns = ("the model", "the forward pass")
+    owns = ("the model", "the batches", "the forward pass", "the outputs")
 
     def __init__(
         self, threshold: float = 0.85, strength: float = 1.0, hidden: int = 100, epochs: int = 100
@@ -103,6 +103,8 @@ class ExpertGate(SupervisedPlugin):
         super().__init__()
         at_least("strategy", 1, hidden=hidden, epochs=epochs)
         not_negative("strategy", strength=strength)
+        if isinstance(threshold, str):
+            raise InputError(f"strategy.threshold={threshold}: expected a number, such as 0.85")
         self.threshold, self.strength = threshold, strength
         self.hidden, self.epochs = hidden, epochs
         self.moments: tuple[float, float] | None = None  # mean and deviation of inputs
@@ -139,10 +141,6 @@ class ExpertGate(SupervisedPlugin):
         if not self.begun:
             self._begin(strategy)
         self.begun, self._teacher = True, None
-        if self.related is not None:
-            teacher = frozen_copy(strategy.model)
-            give(teacher, self.experts[self.related])
-            self._teacher = teacher
 
     def _begin(self, strategy: Any) -> None:
         """Keep the latest expert, and make an autoencoder and an expert for this experience."""
@@ -178,7 +176,10 @@ class ExpertGate(SupervisedPlugin):
         strategy.mb_output = _of_classes(strategy.mb_output, self.classes[-1])
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        if self._teacher is not None and self._raw is not None and self.related is not None:
+        if self.related is not None and self._raw is not None:
+            if self._teacher is None:  # here, as a state may be loaded in mid-experience
+                self._teacher = frozen_copy(strategy.model)
+                give(self._teacher, self.experts[self.related])
             with torch.no_grad():
                 old = self._teacher(strategy.mb_x)
             kept = self.classes[self.related]

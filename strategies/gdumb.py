@@ -3,7 +3,9 @@
 The memory takes each sample greedily (their algorithm 1): where its class is new, or has fewer than
 capacity / classes in the memory; a full memory gives up a random sample of its largest class. So a
 class keeps the samples that came first, and the memory stays full; the policy class_balanced of the
-other strategies keeps any sample of a class alike, and holds each class to its share at once.
+other strategies keeps any sample of a class alike, and holds each class to its share at once. Where
+experiences bring no new class, as in permuted_digits, a memory that the first has filled takes in
+nothing more, and nothing more is learned.
 
 The paper trains where it is asked to predict, we after taking in an experience; its recipe (SGD
 with warm restarts, CutMix) is left to the optimizer and the schedule. "From scratch" is from the

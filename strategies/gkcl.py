@@ -73,6 +73,16 @@ class GKCL(SupervisedPlugin):
     def check(self, scenario: Any) -> None:
         """Refuse inputs that a generator of numbers cannot make, experiences of several tasks."""
         check_tasks(self, scenario)
+        tasks: dict[int, int] = {}  # by class
+        for experience in scenario.train_stream:
+            (task,) = experience.task_labels
+            for label in map(int, experience.classes_in_this_experience):
+                if tasks.setdefault(label, task) != task:
+                    raise InputError(
+                        f"scenario: class {label} is in tasks {tasks[label]} and {task}, and the "
+                        "generator of GKCL knows samples by their class alone; choose a scenario "
+                        "whose tasks have classes of their own, such as split_digits"
+                    )
         if scenario.vocabulary is not None:
             raise InputError(
                 "strategy: GKCL generates images and series, and this scenario's inputs are "

@@ -30,6 +30,7 @@ class LwF(SupervisedPlugin):
     """
 
     one_target = True  # a class for each sample
+    owns = ("the outputs",)  # it distils them, and others must not mask some
 
     def __init__(self, strength: float = 1.0, temperature: float = 2.0):
         super().__init__()
@@ -85,7 +86,7 @@ class LwF(SupervisedPlugin):
         if self._tap is not None:
             self._tap.close()
             self._tap = None
-        self.teacher = frozen_copy(strategy.model)
+        self.teacher, self._pending = frozen_copy(strategy.model), None
         multi = is_multi_task_module(strategy.model)
         dataset = strategy.experience.dataset
         for task in dataset.targets_task_labels.uniques if multi else [0]:

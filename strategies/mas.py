@@ -53,8 +53,8 @@ def _batch(model: nn.Module, weights: Weights, x: Tensor, y: Tensor, task: int) 
 def sensitivity(model: nn.Module, batches: Iterable[Columns], kind: str) -> Weights:
     """How much the squared norm of the output depends on every trainable parameter.
 
-    Mean over samples of the absolute gradient (exact), or over batches of that of their sum
-    (batch). `batches` of (x, y, task) ready for the model.
+    Mean over samples of the absolute gradient (exact), or of that of each batch's sum (batch).
+    `batches` of (x, y, task) ready for the model.
     """
     of_batch = {"exact": _exact, "batch": _batch}[kind]
     return mean_importance(model, batches, of_batch, kind == "batch", "strategy.importance")

@@ -68,7 +68,7 @@ class MIR(SupervisedPlugin):
     """
 
     needs_boundaries = False
-    owns = ("the batches",)
+    owns = ("the batches", "the forward pass")  # which it narrows
     one_target = True  # a class for each sample
 
     def __init__(

@@ -201,7 +201,7 @@ class PODNet(SupervisedPlugin):
         head.groups.requires_grad_(True)
         if self.old_groups:
             self._balance(strategy)
-        self._old = _frozen(strategy.model.encoder)
+        self._old, self._saved = _frozen(strategy.model.encoder), None
         self.old_groups, self.begun = len(head.groups), False
 
     def _balance(self, strategy: Any) -> None:

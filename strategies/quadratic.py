@@ -50,7 +50,9 @@ def add_penalty(strategy: Any, importance: Weights, anchor: Weights, strength: f
     """Adds strength * sum_i importance_i (theta_i - anchor_i)^2 to an update about to be made.
 
     To `strategy.loss`, and its gradient, which has a closed form, to the parameters' gradients:
-    cheaper than through a graph. What a parameter grew by counts nothing.
+    cheaper than through a graph. What a parameter grew by counts nothing. Parameters that the batch
+    does not reach, such as another task's head, have a gradient of 0 and the penalty's, so that an
+    optimizer's momentum and weight decay act on them, and the penalty holds them.
     """
     names, weights, gradients = [], [], []
     for name, parameter in strategy.model.named_parameters():

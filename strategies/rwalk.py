@@ -16,7 +16,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from clplat.errors import InputError, not_negative
+from clplat.errors import InputError, at_least, not_negative
 from clplat.grown import extended, leading
 from strategies.importance import Weights
 from strategies.quadratic import add_penalty, lists
@@ -56,8 +56,7 @@ class RWalk(SupervisedPlugin):
             raise InputError(
                 f"strategy.alpha={alpha}: expected more than 0 and at most 1; choose a share"
             )
-        if interval < 1:
-            raise InputError(f"strategy.interval={interval}: expected at least 1; raise it")
+        at_least("strategy", 1, interval=interval)
         self.strength, self.alpha, self.interval = strength, alpha, interval
         self.path, self.updates = Path(), 0
         self.fisher: Weights = {}  # running

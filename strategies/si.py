@@ -1,8 +1,8 @@
 """Synaptic intelligence (Zenke et al. 2017): weights that the loss fell along are held.
 
 omega_i = sum over updates of -g_i (theta_i after - theta_i before), g the gradient of the task's
-loss alone; Omega_i = max(0, sum over experiences of omega_i / (Delta_i^2 + damping)), Delta_i what
-the experience moved the weight by in all.
+loss alone; Omega_i is the sum over experiences of omega_i / (Delta_i^2 + damping), Delta_i what the
+experience moved the weight by in all, and never below 0: it is clamped after each experience.
 Loss: L_task + strength * sum_i Omega_i (theta_i - theta*_i)^2, theta* the latest experience's.
 Avalanche's plugin takes the penalty's gradient into omega, clips Omega at 0.001, and does nothing
 on a CPU, where the weights before an update are views of those after it.

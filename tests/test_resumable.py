@@ -25,7 +25,11 @@ from clplat.errors import InputError, Interrupted, TrainingError
 from clplat.run import run
 from tests.test_conf import composed, files
 
-OWN = {"kcl": ("strategy.samples=9",), "frozen": ("checkpoint.unit=experiences",)}
+OWN = {
+    "kcl": ("strategy.samples=9",),
+    "frozen": ("checkpoint.unit=experiences",),
+    "expert_gate": ("scenario.task_labels=false", "strategy.threshold=-1000.0"),
+}
 SMALL = ("train.epochs=2", "train.batch_size=8", "checkpoint.unit=iterations", "checkpoint.every=1")
 DIGITS = ("scenario.task_labels=true", "scenario.experiences=3", "scenario.samples_per_class=14")
 TIMES = ("seconds", "peak_memory_bytes", "scoring_seconds")
@@ -66,23 +70,27 @@ def assert_same(one: Path, other: Path) -> None:
 
 @pytest.fixture
 def killing(monkeypatch):
-    """Makes the process die right after the checkpoints of these numbers; counts all of them."""
+    """Makes the process die right after the checkpoints of these numbers; counts all of them, and
+    tells each experience's last.
+    """
     save = checkpoint.save
     at: list[int] = []
     count = [0]
+    last: dict[int, int] = {}  # the number of each experience's last checkpoint
 
     def counted(out, state):
         save(out, state)
         count[0] += 1
+        last[state.get("index", 0)] = count[0]
         if count[0] in at:
             raise Killed
 
     monkeypatch.setattr(checkpoint, "save", counted)
-    return at, count
+    return at, count, last
 
 
 def interrupted(config: dict[str, Any], out: Path, killing: Any, deaths: list[int]) -> None:
-    at, count = killing
+    at, count, _ = killing
     at[:], count[0] = deaths, 0
     for _ in deaths:
         with pytest.raises(Killed):
@@ -93,12 +101,14 @@ def interrupted(config: dict[str, Any], out: Path, killing: Any, deaths: list[in
 
 
 @pytest.mark.parametrize("name", files("strategy"))
-def test_a_run_that_dies_twice_ends_as_one_that_does_not(tmp_path, killing, name):
+def test_a_run_that_dies_again_and_again_ends_as_one_that_does_not(tmp_path, killing, name):
     digits = DIGITS if name != "gere" else ("scenario.samples=20", "scenario.test_samples=4")
     config = composed(f"strategy={name}", *SMALL, *digits, *OWN.get(name, ()))
     carry_out(config, tmp_path / "whole")
-    saves = killing[1][0]
-    deaths = sorted(random.Random(name).sample(range(1, saves + 1), 2))
+    (_, (saves,), last), chance = killing, random.Random(name)
+    # Anywhere, within the second of three experiences, and where no iteration of it is left.
+    begin, end = (last[0] + 1, last[1]) if 1 in last else (1, saves)
+    deaths = sorted({chance.randint(1, saves), chance.randint(begin, end), end})
     interrupted(config, tmp_path / "broken", killing, deaths)
     assert_same(tmp_path / "whole", tmp_path / "broken")
     assert not (tmp_path / "broken" / CHECKPOINT).exists()

@@ -103,6 +103,16 @@ def test_a_final_rate_that_is_no_share_of_the_peak_is_refused(final):
     )
 
 
+@pytest.mark.parametrize("gamma", [-0.5, 0.0, 1.5, math.nan, "nan"])
+def test_a_factor_that_would_turn_the_rate_round_is_refused(gamma):
+    with pytest.raises(InputError) as error:
+        step(gamma=gamma)
+    assert str(error.value) == (
+        f"schedule.gamma={gamma}: expected a factor above 0 and at most 1; for example "
+        "schedule.gamma=0.1"
+    )
+
+
 @pytest.mark.parametrize("milestones", [[30, 60], [-0.5], [0.5, 1.5], (0.5, math.nan)])
 def test_milestones_that_are_no_shares_are_refused(milestones):
     with pytest.raises(InputError) as error:

@@ -12,9 +12,13 @@ from clplat.errors import InputError
 from clplat.footprint import memory_bytes
 from clplat.several import Several, combined_name, expanded, parts_of
 from strategies.der import DER
+from strategies.er_ace import ERACE
 from strategies.ewc import EWC
+from strategies.expert_gate import ExpertGate
+from strategies.finetune import FineTune
 from strategies.joint import Joint
 from strategies.lwf import LwF
+from strategies.mir import MIR
 from strategies.replay import Replay
 from tests.handed_over import through_a_file
 from tests.test_conf import composed
@@ -165,3 +169,37 @@ def test_a_list_may_stand_in_a_file(command):
     outcome = command(f"--config-dir lab -m strategy=both,finetune {arguments}")
     assert outcome.status == 0, outcome.err
     assert list(Path("runs/split_digits/both").rglob("result.json"))
+
+
+MAKERS = {
+    "mir": lambda: MIR(20),
+    "der": lambda: DER(20),
+    "er_ace": lambda: ERACE(20),
+    "lwf": LwF,
+    "expert_gate": ExpertGate,
+    "replay": lambda: Replay(20),
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "what"),
+    [
+        ("mir", "der", "the forward pass"),  # who would store narrowed labels with all inputs
+        ("er_ace", "der", "the forward pass"),  # whose logits would be masked
+        ("lwf", "er_ace", "the outputs"),  # which would distil masked ones
+        ("lwf", "expert_gate", "the outputs"),
+        ("replay", "expert_gate", "the batches"),  # whose old classes would be masked
+    ],
+)
+def test_strategies_that_would_spoil_each_others_data_are_refused(one, other, what):
+    for names in ((one, other), (other, one)):
+        with pytest.raises(InputError) as error:
+            Several(**{name: MAKERS[name]() for name in names})
+        assert str(error.value) == (
+            f"strategy=[{','.join(names)}]: both {names[0]} and {names[1]} decide on {what}; "
+            "leave out one"
+        )
+
+
+def test_the_state_is_of_the_strategies_that_have_one():
+    assert Several(finetune=FineTune(), lwf=LwF()).state_dict().keys() == {"lwf"}

@@ -8,6 +8,7 @@ from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from clplat.backbones.heads import MASKED
+from clplat.errors import InputError
 from clplat.evaluation import Evaluator
 from clplat.prepare import Prepare
 from strategies.der import DER, logit_distance
@@ -194,3 +195,18 @@ def test_mixed_precision_trains_nearly_as_full_precision(clusters, mlp, assert_n
     stream = clusters().train_stream
     der = assert_near_in_half(lambda: mlp("growing"), lambda: DER(10), stream)
     assert der.memory.columns[3].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"batch_size": 0}, "strategy.batch_size=0: expected at least 1; raise it"),
+        ({"batch_size": 2.5}, "strategy.batch_size=2.5: expected a whole number, 1 or more"),
+        ({"alpha": -1.0}, "strategy.alpha=-1.0: expected 0 or more; raise it"),
+        ({"beta": float("nan")}, "strategy.beta=nan: expected 0 or more; raise it"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, text):
+    with pytest.raises(InputError) as error:
+        DER(10, **settings)
+    assert str(error.value) == text

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -297,6 +298,19 @@ def test_memory_is_the_generators_weights_however_many_samples_it_makes(clusters
 )
 def test_settings_out_of_range_are_refused(settings, text):
     assert refusal(lambda: make(**settings)) == text
+
+
+def test_tasks_that_share_a_class_are_refused():
+    """Its samples would be generated as the latest task had them."""
+    streams = [
+        SimpleNamespace(task_labels=[task], classes_in_this_experience=classes)
+        for task, classes in enumerate([[0, 1], [2, 1]])
+    ]
+    text = refusal(lambda: make().check(SimpleNamespace(train_stream=streams, vocabulary=None)))
+    assert text == (
+        "scenario: class 1 is in tasks 0 and 1, and the generator of GKCL knows samples by their "
+        "class alone; choose a scenario whose tasks have classes of their own, such as split_digits"
+    )
 
 
 def test_scenarios_and_models_that_do_not_fit_are_refused(clusters):

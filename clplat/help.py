@@ -49,7 +49,7 @@ def choices(folder: Path) -> dict[str, dict[str, Path]]:
     groups: dict[str, dict[str, Path]] = {}
     for file in sorted(folder.glob("*/**/*.yaml")):
         group, *name = file.relative_to(folder).with_suffix("").parts
-        if group not in NOT_GROUPS:
+        if group not in NOT_GROUPS and file.is_file():
             groups.setdefault(group, {})["/".join(name)] = file
     return groups
 
@@ -68,7 +68,10 @@ def help_text(arguments: Sequence[str]) -> str:
     asked = [a.partition("=") for a in arguments if "=" in a and not a.startswith("-")]
     chosen = [(g, n, groups[g][n]) for g, _, n in asked if n in groups.get(g, {})]
     if chosen:
-        return "\n".join(f"{g}={n}, keys under {g}:\n\n{file.read_text()}" for g, n, file in chosen)
+        return "\n".join(
+            f"{g}={n}, keys under {g}:\n\n{file.read_text(encoding='utf-8', errors='replace')}"
+            for g, n, file in chosen
+        )
 
     listing = [
         textwrap.fill(

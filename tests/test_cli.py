@@ -195,7 +195,7 @@ BAD = {
     "stratgy=ewc": "stratgy: no such key (did you mean strategy?); clplat --help lists them",
     "strategy=ewc strategy.strenght=3": "strategy.strenght: no such key (did you mean "
     "strategy.strength?); clplat --help strategy=ewc lists them",
-    "strategy.strength=3": "strategy.strength: no such key (it belongs to strategy=mas, rwalk, si)",
+    "strategy.strength=3": "strategy.strength: no such key (it belongs to strategy=ewc, ",
     "strategy=[replay,lwf] strategy.replay.capcity=9": "strategy.replay.capcity: no such key (did "
     "you mean strategy.replay.capacity?); clplat --help strategy=replay lists them",
     "strategy.qqq=3": "strategy.qqq: no such key; clplat --help strategy=finetune lists them; "

@@ -114,6 +114,11 @@ def run_command() -> None:
     except InputError as error:
         code = 2
         print(f"clplat: {error}", file=sys.stderr)
+    except KeyboardInterrupt:  # such as while libraries are imported: a run has its own handling
+        code = 130
+        begun = Sweep.current is not None and Sweep.current.lines
+        when = "" if begun else " before it began"
+        print(f"clplat: stopped by SIGINT{when}", file=sys.stderr)
     if code:
         sys.exit(code)
 
@@ -127,6 +132,8 @@ def tuned(plan: Tuning) -> int:
     for found in candidates(tried.lines):
         print(told(found, plan.experiences), flush=True)
         code = max(code, carry_out(plan.final(found[0])))
+        if code > 2:  # a signal asks all of it to stop
+            return code
         if Sweep.current is not None:
             done += Sweep.current.done
     aggregate(done)

@@ -16,7 +16,7 @@ def with_seeds(arguments: Sequence[str]) -> list[str]:
             f"{' '.join(given)}: expected one whole number of at least 1, the number of seeds from "
             "0 on; for example seeds=5"
         )
-    if own := [a for a in arguments if a.startswith("seed=")]:
+    if own := [a for a in arguments if a.lstrip("+").startswith("seed=")]:
         raise InputError(f"{given[0]} {own[0]}: both say which seeds; leave out one")
     rest = [a for a in arguments if a not in (*given, "-m", "--multirun")]
     return ["--multirun", *rest, f"seed={','.join(map(str, range(int(count))))}"]

@@ -8,6 +8,7 @@ by their accuracy on a part of these experiences' training samples, over the see
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import mean
 from typing import Any
 
@@ -15,11 +16,17 @@ from clplat.errors import InputError
 
 OPTUNA = "hydra/sweeper=optuna"
 EXPERIENCES, VALIDATION = "tune.experiences", "tune.validation"
+MULTIRUN = ("-m", "--multirun")
+VALUED = (  # options that the next argument is the value of
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c"),
+    *("--package", "-p", "--experimental-rerun"),
+)
 SEARCHED = {EXPERIENCES: "train.experiences", VALIDATION: "scenario.validation"}
 
 
 def key_of(override: str) -> str:
-    return override.partition("=")[0]
+    """The key of `key=value`, also where it is added (`+key`) or forced (`++key`)."""
+    return override.lstrip("+").partition("=")[0]
 
 
 def is_seed(override: str) -> bool:
@@ -30,6 +37,22 @@ def is_tuned(override: str) -> bool:
     """Whether its values are chosen among; those of scenarios and of groups are compared."""
     key = key_of(override)
     return "." in key and not key.startswith("scenario.")
+
+
+def options_of(arguments: Sequence[str]) -> list[str]:
+    """The options among arguments, with the values that follow them, but for --multirun."""
+    found = []
+    for before, argument in pairwise(["", *arguments]):
+        if argument.startswith("-") or before in VALUED:
+            found += [argument] if argument not in MULTIRUN else []
+    return found
+
+
+def is_of_hydra(override: str) -> bool:
+    """Whether it says something to Hydra, but how candidates are proposed."""
+    key = key_of(override).lstrip("~")
+    proposing = key.startswith(("hydra.sweeper", "hydra/sweeper"))
+    return key.startswith(("hydra.", "hydra/")) and not proposing
 
 
 @dataclass(frozen=True)
@@ -55,7 +78,7 @@ class Tuning:
     @property
     def search(self) -> list[str]:
         """The command line that tries the candidates."""
-        rest = [a for a in self.arguments if a not in ("-m", "--multirun") and key_of(a) != "out"]
+        rest = [a for a in self.arguments if a not in MULTIRUN and key_of(a) != "out"]
         if OPTUNA in rest:  # which tries one candidate a run
             rest = [a for a in rest if not a.startswith("seeds=")]
         first = [f"train.experiences={self.experiences}", f"scenario.validation={self.validation}"]
@@ -64,10 +87,9 @@ class Tuning:
     def final(self, chosen: Candidate) -> list[str]:
         """The command line of the runs with the settings that were chosen."""
         kept = [a for a in self.arguments if is_seed(a) or key_of(a) == "out"]
-        options = [
-            a for a in self.arguments if a.startswith(("hydra/launcher=", "hydra.launcher."))
-        ]
-        return ["--multirun", *options, *chosen.overrides, *kept]
+        options = options_of(self.arguments)
+        asked = [a for a in self.arguments if is_of_hydra(a)]
+        return ["--multirun", *options, *asked, *chosen.overrides, *kept]
 
 
 def tuning(arguments: Sequence[str]) -> Tuning | None:

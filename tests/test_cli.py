@@ -294,6 +294,16 @@ def test_an_out_that_is_a_file_is_refused(command):
     assert Path("taken").read_text() == "mine"
 
 
+def test_a_signal_while_libraries_are_imported_is_told_in_one_line(command, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clplat.command.outcome_of", stopped)
+    outcome = command("strategy=ewc")
+    assert outcome.status == 130
+    assert outcome.err == "clplat: stopped by SIGINT before it began\n"
+
+
 def test_a_yaml_that_does_not_parse_is_named(command):
     Path("mine/strategy").mkdir(parents=True)
     Path("mine/strategy/broken.yaml").write_text("a: [1,\n")

@@ -27,6 +27,8 @@ def test_anything_but_a_number_of_seeds_is_refused(given):
 def test_seeds_beside_a_seed_are_refused():
     with pytest.raises(InputError, match="seeds=2 seed=4: both say which seeds; leave out one"):
         with_seeds(["seeds=2", "seed=4"])
+    with pytest.raises(InputError, match=r"seeds=2 \+\+seed=5: both say which seeds"):
+        with_seeds(["seeds=2", "++seed=5"])
 
 
 def test_one_command_gives_the_runs_and_their_mean(command):

@@ -2,10 +2,14 @@
 
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from clplat.command import tuned
 from clplat.errors import InputError
+from clplat.sweep import Sweep
 from clplat.tuning import Candidate, Tuning, candidates, told, tuning
 
 
@@ -42,6 +46,34 @@ def test_the_final_runs_have_the_seeds_the_place_and_the_launcher_that_were_aske
         "seeds=4",
         "out=runs/a/${seed}",
     ]
+
+
+def test_the_final_runs_have_the_options_and_what_is_asked_of_hydra_but_the_search():
+    options = ["--config-dir", "mylab", "--config-dir=mylab", "-cd", "other"]
+    asked = ["hydra.searchpath=[file://lab]", "hydra.sweep.dir=d", "+hydra.job.name=a"]
+    search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "tune.experiences=1"]
+    plan = tuning([*options, "strategy=ewc", *asked, *search])
+    assert plan is not None
+    chosen = Candidate(("strategy=ewc",), [0.5])
+    assert plan.final(chosen) == ["--multirun", *options, *asked, "strategy=ewc"]
+
+
+def test_what_is_forced_or_added_is_compared_or_chosen_as_what_is_set():
+    lines = [line(0.5, "++scenario.experiences=5"), line(0.9, "++scenario.experiences=2")]
+    assert len([*candidates(lines)]) == 2
+    lines = [line(0.5, "+strategy.x=5", "++seed=0"), line(0.9, "+strategy.x=5", "++seed=1")]
+    assert [c.accuracies for c in next(candidates(lines))] == [[0.5, 0.9]]
+
+
+def test_a_final_run_that_is_stopped_is_the_last(monkeypatch):
+    codes = [0, 130]
+    lines = [line(0.5, "strategy=ewc"), line(0.5, "strategy=mas")]
+    monkeypatch.setattr(Sweep, "current", SimpleNamespace(done=[Path("a")], lines=lines))
+    monkeypatch.setattr("clplat.command.carry_out", lambda asked: codes.pop(0))
+    plan = tuning(["strategy=ewc,mas", "tune.experiences=1"])
+    assert plan is not None
+    assert tuned(plan) == 130
+    assert codes == []
 
 
 def test_optuna_proposes_for_one_seed_and_the_runs_have_all():

@@ -12,6 +12,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from clplat.check import GROUPS
 from clplat.directory import RESULT, read_config, read_result, write_atomically
+from clplat.errors import InputError
 from clplat.hparams import FINAL, Value, hparams_summary, hyperparameters
 from clplat.links import tensorboard_told
 
@@ -78,8 +79,10 @@ def write_columns(folder: Path) -> None:
     """
     configurations, measured = {}, set()
     for file in sorted(folder.rglob(RESULT)):
-        result = read_result(file.parent)
-        config = read_config(file.parent)
+        try:
+            result, config = read_result(file.parent), read_config(file.parent)
+        except InputError:  # damaged: the report names it
+            continue
         if result and config and "digest" in result:
             names = {group: result[group] for group in GROUPS if group in result}
             configurations[result["digest"]] = hyperparameters(config, names)

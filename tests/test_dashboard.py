@@ -129,3 +129,11 @@ def test_columns_are_written_without_the_libraries_of_a_run():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_damaged_run_is_passed_over(tmp_path):
+    finished(tmp_path / "a", "ewc", "1", strength=10)
+    (finished(tmp_path / "b", "replay", "2", capacity=200) / "result.json").write_text("{")
+    write_columns(tmp_path)
+    assert {info.name for info in experiment(tmp_path).hparam_infos} >= {"strategy.strength"}
+    assert "strategy.capacity" not in {info.name for info in experiment(tmp_path).hparam_infos}

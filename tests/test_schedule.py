@@ -644,14 +644,22 @@ def test_an_experience_begun_again_within_its_annealing_is_not_put_back():
     assert plugin.kept is not None
 
 
-def test_a_parameter_that_grew_in_place_within_the_annealing_is_named(clusters, mlp, make_learner):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_parameter_that_grew_in_place_within_the_annealing_is_named(
+    clusters, mlp, make_learner, resumed
+):
+    schedule = LearningRate(SCHEDULE)
+
     class Grows(SupervisedPlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            if resumed and strategy.clock.train_exp_iterations == BEGINS:
+                schedule.load_state_dict(through_a_file(schedule.state_dict()))
+
         def after_training_exp(self, strategy, **kwargs):
             head = strategy.model.head
             head.weight.data = torch.cat([head.weight.data, head.weight.data[:1]])
 
-    plugins = (LearningRate(SCHEDULE), Grows())
-    learner = make_learner(mlp(), *plugins, epochs=EPOCHS)
+    learner = make_learner(mlp(), schedule, Grows(), epochs=EPOCHS)
     with pytest.raises(TrainingError) as error:
         learner.train(clusters(experiences=2).train_stream)
     assert str(error.value) == (

@@ -9,10 +9,10 @@ from typing import Any
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
+from yaml import YAMLError
 
 from clplat.check import GROUPS
 from clplat.directory import RESULT, read_config, read_result, write_atomically
-from clplat.errors import InputError
 from clplat.hparams import FINAL, Value, hparams_summary, hyperparameters
 from clplat.links import tensorboard_told
 
@@ -81,7 +81,7 @@ def write_columns(folder: Path) -> None:
     for file in sorted(folder.rglob(RESULT)):
         try:
             result, config = read_result(file.parent), read_config(file.parent)
-        except InputError:  # damaged: the report names it
+        except (ValueError, YAMLError):  # damaged: the report names it
             continue
         if result and config and "digest" in result:
             names = {group: result[group] for group in GROUPS if group in result}

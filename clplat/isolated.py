@@ -25,7 +25,7 @@ def isolated(job: Callable[[], Outcome], asked: Asked) -> Outcome:
     """The outcome of a job that runs in a process of its own: it may die, and others go on.
 
     A signal that asks to stop is handed on to it, once: it is in a process group of its own, which
-    Ctrl-C does not reach.
+    Ctrl-C does not reach. The second kills that group.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -39,7 +39,10 @@ def isolated(job: Callable[[], Outcome], asked: Asked) -> Outcome:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         _answer(job, writing)
-    asked.hand_on = partial(os.kill, child)
+    os.setpgid(child, child)  # here too: whichever of the two comes first
+    asked.hand_on = partial(_hand_on, child)
+    if asked.number is not None:  # asked before there was this child
+        asked.hand_on(asked.number)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
     os.close(writing)
     answer = _read(reading)
@@ -53,6 +56,11 @@ def isolated(job: Callable[[], Outcome], asked: Asked) -> Outcome:
         return Outcome("stopped", 128 + asked.number, str(stop))
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with status {code}"
     return Outcome("failed", 1, f"the process died: {how}")
+
+
+def _hand_on(child: int, number: int) -> None:
+    """To a child, which ends its own; SIGKILL, which it cannot answer, to all of its group."""
+    (os.killpg if number == signal.SIGKILL else os.kill)(child, number)
 
 
 def _answer(job: Callable[[], Outcome], writing: int) -> None:

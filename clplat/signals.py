@@ -14,8 +14,11 @@ ONE = 1.0  # second within which two signals are one
 
 
 @contextmanager
-def handled(told: Callable[[int], None]) -> Iterator[None]:
-    """`told` is called at the first that comes; the second does what it would have done before.
+def handled(
+    told: Callable[[int], None], again: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """`told` is called at the first that comes; the second does what it would have done before,
+    once `again` is called.
 
     Outside the main thread, where no handler can be set, nothing is.
     """
@@ -31,6 +34,7 @@ def handled(told: Callable[[int], None]) -> Iterator[None]:
             first.append(time.monotonic())
             told(number)
         elif time.monotonic() - first[0] > ONE:
+            again()
             restore()
             signal.raise_signal(number)
 
@@ -49,7 +53,7 @@ def nobody(number: int) -> None:
 
 @dataclass
 class Asked:
-    """Which signal asked to stop, if any has; each is handed on by `hand_on`."""
+    """Which signal asked to stop, if any has; it is handed on by `hand_on`, a second as SIGKILL."""
 
     number: int | None = None
     hand_on: Callable[[int], None] = nobody
@@ -64,5 +68,8 @@ def listening() -> Iterator[Asked]:
         asked.number = number
         asked.hand_on(number)
 
-    with handled(told):
+    def again() -> None:
+        asked.hand_on(signal.SIGKILL)  # now: the second may end this process with no code of ours
+
+    with handled(told, again):
         yield asked

@@ -4,6 +4,8 @@ import os
 import shlex
 import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -74,6 +76,67 @@ def test_joblibs_runs_are_saved_when_the_sweep_is_stopped_and_go_on(tmp_path):
     assert status == 0, err
     assert "failed" not in err
     assert not begun(tmp_path)
+
+
+def test_one_worker_exits_as_the_basic_launcher_does(command):
+    outcome = command(
+        "-m hydra/launcher=joblib seed=0 train.epochs=1 scenario.samples_per_class=10 "
+        "optimizer=sgd optimizer.lr=1e30"
+    )
+    assert outcome.status == 1, outcome
+    assert "1 runs: 1 failed" in outcome.err
+
+
+def write_stuck(folder):
+    """Write a strategy that hears of no signal; return the arguments that choose it."""
+    (folder / "mylab" / "strategy").mkdir(parents=True)
+    (folder / "mylab" / "strategy" / "stuck.yaml").write_text("# Stuck.\n_target_: stuck.Stuck\n")
+    (folder / "mylab" / "stuck.py").write_text(
+        "import os, pathlib, time\nfrom avalanche.core import SupervisedPlugin\n"
+        "class Stuck(SupervisedPlugin):\n"
+        "    def before_training_exp(self, strategy, **kwargs):\n"
+        "        pathlib.Path(f'{os.getpid()}.pid').touch()\n"
+        "        time.sleep(600)\n"
+    )
+    return "--config-dir mylab strategy=stuck"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_twice_all_end_at_once(tmp_path, number):
+    arguments = f"{write_stuck(tmp_path)} seed=0,1 {SHORT}"
+    with started(arguments, tmp_path) as sweep:
+        wait_until(lambda: len([*tmp_path.glob("*.pid")]) == 1)
+        runs = [psutil.Process(int(file.stem)) for file in tmp_path.glob("*.pid")]
+        try:
+            sweep.send_signal(number)
+            time.sleep(1.5)
+            assert sweep.poll() is None
+            sweep.send_signal(number)
+            _, alive = psutil.wait_procs(runs, timeout=10)
+            assert not alive
+            status, _ = ended(sweep)
+            assert status in (-number, 128 + number)
+        finally:
+            for run in runs:
+                with suppress(psutil.NoSuchProcess):
+                    run.kill()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0: expected a whole number"),
+        ("hydra.launcher.n_jobs=x", "hydra.launcher.n_jobs=x: expected a whole number"),
+        ("+hydra.launcher.foo=x", "hydra.launcher.foo=x: got an unexpected keyword argument"),
+        ("~hydra.launcher.n_jobs", "hydra.launcher: missing a required argument: 'n_jobs'"),
+    ],
+)
+def test_settings_that_an_engine_does_not_take_are_refused_once(command, setting, message):
+    outcome = command(f"-m hydra/launcher=joblib {setting} seed=0,1 {SHORT}")
+    assert outcome.status == 2, outcome
+    assert outcome.err.startswith("clplat: ")
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 def test_two_sweeps_in_one_directory_finish_every_run_once(tmp_path):

@@ -11,8 +11,10 @@ from clplat.sweep import Outcome
 
 def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
     """Each in a process that is forked from this one once the libraries are imported."""
-    preload()
     with listening() as asked:
+        preload()
+        if asked.number is not None:
+            raise Interrupted(asked.number, saved=False)
         for job in jobs:
             yield job, isolated(job, asked)
             if asked.number is not None:

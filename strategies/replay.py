@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clplat.batches import experience_batches, ordered, prepared, stored_inputs
 from clplat.data import Columns
-from clplat.errors import InputError, at_least
+from clplat.errors import InputError
 from clplat.memory import Memory, herding_keys
 
 
@@ -73,8 +73,11 @@ class Replay(SupervisedPlugin):
         self, capacity: int, memory: str = "class_balanced", batch_size: int | None = None
     ):
         super().__init__()
-        if batch_size is not None:
-            at_least("strategy", 1, batch_size=batch_size)
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise InputError(
+                f"strategy.batch_size={batch_size}: expected a whole number of at least 1 sample a "
+                "batch; or leave it null for train.batch_size"
+            )
         self.memory, self.batch_size = Memory(capacity, memory), batch_size
 
     def check(self, scenario: Any) -> None:

@@ -672,8 +672,8 @@ def test_a_compiled_encoder_is_refused():
         ({"balance_lr": 0}, "strategy.balance_lr=0: expected more than 0; raise it"),
         (
             {"batch_size": 0},
-            "strategy.batch_size=0: expected at least 1 sample a batch; raise it, or leave it "
-            "null for train.batch_size",
+            "strategy.batch_size=0: expected a whole number of at least 1 sample a batch; or leave "
+            "it null for train.batch_size",
         ),
         (
             {"capacity": 0},

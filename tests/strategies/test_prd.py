@@ -503,7 +503,9 @@ def test_models_without_an_encoder_or_prototypes_are_refused():
     )
 
 
-@pytest.mark.parametrize(("other", "what"), [(DER(12), "forward pass"), (ERACE(12), "loss")])
+@pytest.mark.parametrize(
+    ("other", "what"), [(DER(12), "forward pass"), (ERACE(12), "forward pass")]
+)
 def test_strategies_that_decide_on_the_same_do_not_go_with_it(other, what):
     text = refusal(lambda: Several(prd=PRD(), other=other))
     assert f"both prd and other decide on the {what}" in text

@@ -178,12 +178,13 @@ def test_a_restored_strategy_goes_on_exactly_as_the_original(resume_and_compare,
     assert restored.memory.offered == strategy.memory.offered == 72
 
 
-def test_a_draw_of_no_samples_is_refused():
+@pytest.mark.parametrize("size", [0, 2.5])
+def test_a_draw_of_no_samples_or_of_a_part_of_one_is_refused(size):
     with pytest.raises(InputError) as caught:
-        Replay(10, batch_size=0)
+        Replay(10, batch_size=size)
     assert str(caught.value) == (
-        "strategy.batch_size=0: expected at least 1 sample a batch; raise it, or leave it null for "
-        "train.batch_size"
+        f"strategy.batch_size={size}: expected a whole number of at least 1 sample a batch; or "
+        "leave it null for train.batch_size"
     )
 
 

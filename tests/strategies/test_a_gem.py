@@ -246,9 +246,7 @@ def test_a_strategy_restored_in_mid_experience_goes_on_to_the_same_bit(
 
 
 def test_bad_input_is_refused_as_in_replay(clusters):
-    with pytest.raises(
-        InputError, match=r"^strategy.batch_size=0: expected a whole number of"
-    ):
+    with pytest.raises(InputError, match=r"^strategy.batch_size=0: expected a whole number of"):
         AGEM(10, batch_size=0)
     with pytest.raises(InputError, match=r"^strategy.memory=fifo: no such policy; choose one of"):
         AGEM(10, "fifo")

@@ -195,9 +195,7 @@ def test_bad_input_is_refused(clusters):
         "strategy.memory=herding: the memory takes in batch after batch, and herding needs the "
         "whole experience; choose reservoir, class_balanced or ring"
     )
-    with pytest.raises(
-        InputError, match=r"^strategy.batch_size=0: expected a whole number of"
-    ):
+    with pytest.raises(InputError, match=r"^strategy.batch_size=0: expected a whole number of"):
         ERACE(10, batch_size=0)
     with pytest.raises(InputError, match=r"^strategy.capacity=5: .*set strategy.capacity=6"):
         ERACE(5, "ring").check(clusters())

@@ -224,7 +224,7 @@ BAD = {
     "keeps at least one sample of each of the scenario's 10 classes; set strategy.capacity=10 or",
     "strategy=replay strategy.memory=fifo": "strategy.memory=fifo: no such policy; choose one of "
     "reservoir, class_balanced, ring, herding",
-    "strategy=replay strategy.batch_size=0": "strategy.batch_size=0: expected at least 1",
+    "strategy=replay strategy.batch_size=0": "strategy.batch_size=0: expected a whole number of",
     "strategy=ewc strategy.fisher=full": "strategy.fisher=full: choose one of exact, empirical",
     "strategy=lwf strategy.temperature=0": "strategy.temperature=0: expected more than 0",
     "head=multi": "head=multi: a head for each task needs task labels, and the scenario gives none;"

@@ -362,7 +362,7 @@ def test_an_analysis_of_one_network_is_refused(monkeypatch):
         ("scenario.task_labels=true", "scenario.task_labels=true: a target set asks for the"),
         ("scenario.tasks=0", "scenario.tasks=0: expected at least 1; raise it"),
         ("scenario.part=all", "scenario.part=all: expected one of evaluation, validation"),
-        ("scenario.shots=1.5", "scenario: scenarios.few_shot.few_shot refused its arguments"),
+        ("scenario.shots=1.5", "scenario.shots=1.5: expected a whole number, 1 or more"),
     ],
 )
 def test_bad_settings_are_told_before_anything_is_written(command, arguments, message):

@@ -209,6 +209,7 @@ def test_a_level_is_solved_by_the_mean_and_by_the_newest(scores, solved):
     strategy._tests, loop.clock.train_exp_counter = ["a", "b", "c"], 1
     strategy.solved = [3]
     loop.clock.train_exp_epochs = 4
+    strategy.after_training_iteration(loop)
     strategy.after_training_epoch(loop)
     assert loop.asked == [["a", "b"]]
     assert loop.stopped == solved

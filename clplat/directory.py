@@ -104,10 +104,8 @@ def _given(key: str, out: Path, name: str, read: Callable[[Path], Value]) -> Val
 def already_done(out: Path, digest: str, seeds: dict[str, int]) -> dict[str, Any] | None:
     """The result, if this very run is finished; an error if the directory is another run's."""
     result = given_result("out", out)
-    held, mend = (
-        _given("out", out, CONFIG, read_digest),
-        "choose another out, or remove that directory",
-    )
+    held = _given("out", out, CONFIG, read_digest)
+    mend = "choose another out, or remove that directory"
     if held is not None and held != digest:
         raise InputError(
             f"out={out}: holds a run of another config (digest {held}, this one is {digest}); "

@@ -10,6 +10,7 @@ from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
+CONF = Path(str(files("clplat.conf")))
 USER_CONFIGS = "CLPLAT_CONF_PATH"  # folders like conf/, separated as in PATH
 NOT_GROUPS = ("hydra", "__pycache__")
 
@@ -54,17 +55,21 @@ def choices(folder: Path) -> dict[str, dict[str, Path]]:
     return groups
 
 
+def all_choices(arguments: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """The files of each group, the user's among them."""
+    groups = choices(CONF)
+    for folder in user_folders(arguments):
+        for group, named in choices(folder).items():
+            groups.setdefault(group, {}).update(named)
+    return groups
+
+
 def help_text(arguments: Sequence[str]) -> str:
     """How to call `clplat`, the choices of every group, and every key with its default.
 
     `group=name` among the arguments shows that file's keys instead of the general ones.
     """
-    conf = Path(str(files("clplat.conf")))
-    groups = choices(conf)
-    for folder in user_folders(arguments):
-        for group, names in choices(folder).items():
-            groups.setdefault(group, {}).update(names)
-
+    groups = all_choices(arguments)
     asked = [a.partition("=") for a in arguments if "=" in a and not a.startswith("-")]
     chosen = [(g, n, groups[g][n]) for g, _, n in asked if n in groups.get(g, {})]
     if chosen:
@@ -83,7 +88,7 @@ def help_text(arguments: Sequence[str]) -> str:
         )
         for group, names in sorted(groups.items())
     ]
-    general = (conf / "config.yaml").read_text().partition("\nseed:")[2].partition("\nhydra:")[0]
+    general = (CONF / "config.yaml").read_text().partition("\nseed:")[2].partition("\nhydra:")[0]
     return "\n".join(
         [
             HEADER,

@@ -7,7 +7,6 @@ stop, it hands the signal on to the runs, gives what they answer, and raises Int
 
 import inspect
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,6 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
@@ -31,7 +29,7 @@ from clplat.lock import held
 from clplat.request import EXPLAINED, checked, full_trace, module_folders, outcome_of
 from clplat.signals import listening
 from clplat.sweep import Outcome, Sweep
-from clplat.targets import is_allowed
+from clplat.targets import imported, is_allowed, is_public
 
 ENGINES = "clplat.engines"
 PLACE = "hydra_plugins.clplat.Launch"  # Hydra takes plugins of such names alone
@@ -83,8 +81,7 @@ Engine = Callable[..., Iterator[tuple[Job, Outcome]]]
 
 def is_engine(name: str, folders: Sequence[Path]) -> bool:
     """Whether an import path is one of ours, or such that a config's `_target_` may be."""
-    public = all(part.isidentifier() and part[0] != "_" for part in name.split("."))
-    return public and (name.startswith(f"{ENGINES}.") or is_allowed(name, folders))
+    return is_public(name) and (name.startswith(f"{ENGINES}.") or is_allowed(name, folders))
 
 
 def engine_at(name: str, folders: Sequence[Path]) -> Engine:
@@ -95,15 +92,7 @@ def engine_at(name: str, folders: Sequence[Path]) -> Engine:
             f"{given}: not allowed; expected a generator function of {ENGINES}, or of a module of "
             f"your own in {', '.join(map(str, folders))}; put the module there, or correct the name"
         )
-    try:
-        found = get_object(name)
-    except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise InputError(
-            f"{given}: cannot be imported ({reason}); expected the import path of a generator "
-            "function; correct the name, or install what it needs"
-        ) from error
-    home = getattr(found, "__module__", None) or ""
+    found, home = imported(given, name, "generator function")
     if not inspect.isgeneratorfunction(found) or not is_engine(home, folders):
         raise InputError(
             f"{given}: not allowed; it is {found!r} from {home or 'nowhere'}; expected a generator "
@@ -139,7 +128,6 @@ class Launch(Launcher):
         self.context, self.config = hydra_context, config
         HydraConfig.instance().set_config(config.copy())
         folders = module_folders()
-        sys.path += [str(f) for f in folders if str(f) not in sys.path]
         self.engine = engine_at(self.name, folders)
         check_settings(self.engine, self.settings)
         searched = config.hydra.runtime.choices["hydra/sweeper"] != "basic"

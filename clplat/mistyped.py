@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from clplat import shape
-from clplat.help import choices, user_folders
+from clplat.help import CONF, all_choices
 
-CONF = Path(str(files("clplat.conf")))
 ALL = "clplat --help lists them"
 LIKENESS = 0.6  # of a name to what was given, at the least, to be proposed
 GLOBAL = re.compile(r"^# *@package +_global_", re.MULTILINE)
@@ -27,7 +25,7 @@ def meant(error: BaseException, arguments: Sequence[str]) -> str | None:
     """A message for what Hydra found no key, or no file, for; None for any other error."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).partition("/")
-        known = _choices(arguments).get(group) if group != "hydra" else None
+        known = all_choices(arguments).get(group) if group != "hydra" else None
         if known is None:
             group, _, name = str(error.missing_cfg_file).rpartition("/")
             known = error.options
@@ -48,7 +46,7 @@ def _no_key(key: str, arguments: Sequence[str]) -> str:
     if group == "hydra":
         return f"{key}: no such key; clplat --cfg hydra lists those of Hydra"
     general = yaml.safe_load((CONF / "config.yaml").read_text())
-    groups, chosen = _choices(arguments), _chosen(arguments, general["defaults"])
+    groups, chosen = all_choices(arguments), _chosen(arguments, general["defaults"])
     own = {
         known
         for node, names in chosen.items()
@@ -97,15 +95,6 @@ def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
             keys.append(f"{prefix}{key}")
             keys += _keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else []
     return keys
-
-
-def _choices(arguments: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """The files of each group, the user's among them."""
-    found = choices(CONF)
-    for folder in user_folders(arguments):
-        for group, named in choices(folder).items():
-            found.setdefault(group, {}).update(named)
-    return found
 
 
 def _chosen(arguments: Sequence[str], defaults: Sequence[Any]) -> dict[str, list[str]]:

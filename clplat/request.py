@@ -29,10 +29,13 @@ EXPLAINED = (InputError, TrainingError, HydraException, OmegaConfBaseException, 
 
 
 def module_folders() -> list[Path]:
-    """Where the user's own modules may lie: beside their configs, and where they stand."""
+    """Where the user's own modules may lie, and are found from now on: beside their configs, and
+    where they stand.
+    """
     sources = HydraConfig.get().runtime.config_sources
-    places = [Path(s.path).resolve() for s in sources if s.schema == "file"]
-    return [*places, Path.cwd()]
+    folders = [*(Path(s.path).resolve() for s in sources if s.schema == "file"), Path.cwd()]
+    sys.path += [str(f) for f in folders if str(f) not in sys.path]
+    return folders
 
 
 def default_out(names: dict[str, str], digest: str, config: dict[str, Any]) -> Path:
@@ -111,7 +114,6 @@ def checked(node: DictConfig) -> Run:
         raise InputError(f"{key}: has no default and is not given; set {key}=<value>")
     config: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     folders, choices = module_folders(), HydraConfig.get().runtime.choices
-    sys.path += [str(f) for f in folders if str(f) not in sys.path]
     check(config, folders)
     names = {group: str(choices[group]) for group in GROUPS}
     names["strategy"] = combined_name(names["strategy"], config["strategy"])

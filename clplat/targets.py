@@ -48,6 +48,11 @@ def _within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
+def is_public(name: str) -> bool:
+    """Whether all parts of a dotted name are: no `ours.__loader__`, no `ours.f.__globals__`."""
+    return all(part.isidentifier() and part[0] != "_" for part in name.split("."))
+
+
 def is_allowed(name: str, folders: Sequence[Path]) -> bool:
     """Whether a dotted name is in a package of the list, of the user's folders, or that opted in.
 
@@ -90,9 +95,7 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def check_names(config: dict[str, Any], folders: Sequence[Path]) -> None:
     """Refuse by name, without importing anything."""
     for key, name in targets(config):
-        # No `ours.__loader__`, no `ours.f.__globals__`.
-        public = all(part.isidentifier() and part[0] != "_" for part in name.split("."))
-        if not public or not is_allowed(name, folders):
+        if not is_public(name) or not is_allowed(name, folders):
             where = ", ".join(map(str, folders))
             raise InputError(
                 f"{key}={name}: not allowed; a config may name what is in {', '.join(ALLOWED)}, "
@@ -100,18 +103,23 @@ def check_names(config: dict[str, Any], folders: Sequence[Path]) -> None:
             )
 
 
+def imported(given: str, name: str, expected: str) -> tuple[Any, str]:
+    """What an import path names, and the module that defines it; InputError where there is none."""
+    try:
+        found = get_object(name)
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(
+            f"{given}: cannot be imported ({reason}); expected the import path of a {expected}; "
+            "correct the name, or install what it needs"
+        ) from error
+    return found, getattr(found, "__module__", None) or ""
+
+
 def check_objects(config: dict[str, Any], folders: Sequence[Path]) -> None:
     """Import each target, and refuse what turns out to come from elsewhere (`ours.os.system`)."""
     for key, name in targets(config):
-        try:
-            found = get_object(name)
-        except Exception as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise InputError(
-                f"{key}={name}: cannot be imported ({reason}); expected the import path of a "
-                "class or function; correct the name, or install what it needs"
-            ) from error
-        home = getattr(found, "__module__", None) or ""
+        found, home = imported(f"{key}={name}", name, "class or function")
         if not (inspect.isclass(found) or inspect.isroutine(found)) or not is_allowed(
             home, folders
         ):

@@ -30,15 +30,16 @@ def test_runs_outlive_a_lost_node_and_end_as_serial_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_enable_metrics_collection", "false")
+    long = LONG.replace("epochs=20", "epochs=60")  # one node may begin seconds after the other
     alone, spread = tmp_path / "alone", tmp_path / "spread"
     for folder in (alone, spread, tmp_path / "home"):
         folder.mkdir()
-    assert swept(f"seed=0,1,2 {LONG}", alone)[0] == 0
+    assert swept(f"seed=0,1,2 {long}", alone)[0] == 0
 
     cluster, lost = two_nodes()
     try:
         ray = f"hydra/launcher=ray hydra.launcher.init.address={cluster.address}"
-        with started(f"{ray} seed=0,1,2 {LONG}", spread) as sweep:
+        with started(f"{ray} seed=0,1,2 {long}", spread) as sweep:
             wait_until(lambda: len([*spread.rglob("checkpoint.pt")]) == 2)  # a run on each node
             cluster.remove_node(lost, allow_graceful=False)
             status, err = ended(sweep)

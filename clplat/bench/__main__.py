@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import partial
 
@@ -145,6 +146,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     hush_avalanche()
+    warnings.filterwarnings("ignore", "No loggers specified")  # and none wanted
     cores = torch.get_num_threads()
     missed = 0
     for name in options.parts or PARTS:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from clplat import launch, shape
+from clplat.arguments import parted
 from clplat.errors import InputError, Interrupted
 from clplat.extras import needed
 from clplat.help import user_folders
@@ -74,7 +75,8 @@ def read(asked: list[str]) -> list[str]:
                 f"{seeds[0]} {OPTUNA}: it would choose the best seed; set one, by seed=0, and run "
                 f"the best settings with {seeds[0]} afterwards"
             )
-    return with_seeds(expanded(asked))
+    overrides, options = parted(with_seeds(expanded(asked)))
+    return [*overrides, *options]  # Hydra takes overrides in one row alone
 
 
 def attempt(node: DictConfig, alone: list[Outcome]) -> None:

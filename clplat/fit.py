@@ -100,8 +100,8 @@ def _check_needs(strategy: Any, scenario: Scenario) -> None:
     if scenario.marks and needs_boundaries(strategy):
         raise InputError(
             f"strategy: {name_of(strategy)} acts where an experience begins or ends, and this "
-            "scenario is one stream without boundaries; choose finetune, replay, der or derpp, "
-            f"{BOUNDED}"
+            "scenario is one stream without boundaries; choose finetune, replay, der, derpp, "
+            f"er_ace, mir, gss or a_gem, {BOUNDED}"
         )
 
 

@@ -38,10 +38,12 @@ def module_folders() -> list[Path]:
     return folders
 
 
-def default_out(names: dict[str, str], digest: str, config: dict[str, Any]) -> Path:
-    """runs/<scenario>/<strategy>/<digest>/seed_<n>, naming also the seeds that are set apart.
+def directory_of_its_own(
+    root: Path, names: dict[str, str], digest: str, config: dict[str, Any]
+) -> Path:
+    """<root>/<scenario>/<strategy>/<digest>/seed_<n>, naming also the seeds that are set apart.
 
-    In runs/tune instead where the first experiences alone are trained on.
+    In <root>/tune instead where the first experiences alone are trained on.
     """
     seeds = f"seed_{config['seed']}"
     for key in SEEDS[1:]:
@@ -50,7 +52,7 @@ def default_out(names: dict[str, str], digest: str, config: dict[str, Any]) -> P
     parts = [names["scenario"], names["strategy"]]
     if config["train"]["experiences"] is not None:
         parts.insert(0, TRIALS)
-    return Path("runs", *map(folder, parts), digest, seeds)
+    return root.joinpath(*map(folder, parts), digest, seeds)
 
 
 def folder(name: str) -> str:
@@ -118,7 +120,10 @@ def checked(node: DictConfig) -> Run:
     names = {group: str(choices[group]) for group in GROUPS}
     names["strategy"] = combined_name(names["strategy"], config["strategy"])
     digest = config_digest(node)
-    out = Path(config["out"]) if config["out"] else default_out(names, digest, config)
+    out = Path(config["out"] or "runs")
+    shared = HydraConfig.get().mode == RunMode.MULTIRUN and "${" not in str(raw["out"])
+    if shared or not config["out"]:
+        out = directory_of_its_own(out, names, digest, config)
     config["out"] = str(out)
     return Run(config, names, digest, out, folders)
 

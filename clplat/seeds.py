@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from clplat.arguments import MULTIRUN
 from clplat.errors import InputError
 
 
@@ -18,5 +19,5 @@ def with_seeds(arguments: Sequence[str]) -> list[str]:
         )
     if own := [a for a in arguments if a.lstrip("+").startswith("seed=")]:
         raise InputError(f"{given[0]} {own[0]}: both say which seeds; leave out one")
-    rest = [a for a in arguments if a not in (*given, "-m", "--multirun")]
+    rest = [a for a in arguments if a not in (*given, *MULTIRUN)]
     return ["--multirun", *rest, f"seed={','.join(map(str, range(int(count))))}"]

@@ -8,25 +8,15 @@ by their accuracy on a part of these experiences' training samples, over the see
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import mean
 from typing import Any
 
+from clplat.arguments import MULTIRUN, key_of, parted
 from clplat.errors import InputError
 
 OPTUNA = "hydra/sweeper=optuna"
 EXPERIENCES, VALIDATION = "tune.experiences", "tune.validation"
-MULTIRUN = ("-m", "--multirun")
-VALUED = (  # options that the next argument is the value of
-    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c"),
-    *("--package", "-p", "--experimental-rerun"),
-)
 SEARCHED = {EXPERIENCES: "train.experiences", VALIDATION: "scenario.validation"}
-
-
-def key_of(override: str) -> str:
-    """The key of `key=value`, also where it is added (`+key`) or forced (`++key`)."""
-    return override.lstrip("+").partition("=")[0]
 
 
 def is_seed(override: str) -> bool:
@@ -37,15 +27,6 @@ def is_tuned(override: str) -> bool:
     """Whether its values are chosen among; those of scenarios and of groups are compared."""
     key = key_of(override)
     return "." in key and not key.startswith("scenario.")
-
-
-def options_of(arguments: Sequence[str]) -> list[str]:
-    """The options among arguments, with the values that follow them, but for --multirun."""
-    found = []
-    for before, argument in pairwise(["", *arguments]):
-        if argument.startswith("-") or before in VALUED:
-            found += [argument] if argument not in MULTIRUN else []
-    return found
 
 
 def is_of_hydra(override: str) -> bool:
@@ -87,7 +68,7 @@ class Tuning:
     def final(self, chosen: Candidate) -> list[str]:
         """The command line of the runs with the settings that were chosen."""
         kept = [a for a in self.arguments if is_seed(a) or key_of(a) == "out"]
-        options = options_of(self.arguments)
+        options = [o for o in parted(self.arguments)[1] if o not in MULTIRUN]
         asked = [a for a in self.arguments if is_of_hydra(a)]
         return ["--multirun", *options, *asked, *chosen.overrides, *kept]
 

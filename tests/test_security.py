@@ -21,7 +21,7 @@ from clplat.directory import write_atomically
 from clplat.errors import InputError
 from clplat.launch import engine_at
 from clplat.pretraining import FromFile
-from clplat.request import default_out
+from clplat.request import directory_of_its_own
 from clplat.shape import check_file, check_references
 from clplat.targets import check_names, check_objects
 from strategies.difficulty import losses_file, read_losses
@@ -233,7 +233,8 @@ def test_a_matrix_of_pickled_objects_is_refused(command, tmp_path):
 def test_names_of_files_do_not_leave_the_folder_of_runs(name):
     config = {"seed": 0, "seed_data": 0, "seed_init": 0, "seed_train": 0}
     config["train"] = {"experiences": None}
-    out = default_out({"scenario": name, "strategy": name}, "0123abcd", config)
+    names = {"scenario": name, "strategy": name}
+    out = directory_of_its_own(Path("runs"), names, "0123abcd", config)
     assert out.parts[0] == "runs"
     assert len(out.parts) == 5
     assert not {"..", ".", "/"} & set(out.parts)

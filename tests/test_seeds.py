@@ -1,6 +1,7 @@
 """`seeds=n`: several runs and their mean by one command."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,23 @@ def test_one_command_gives_the_runs_and_their_mean(command):
     assert "4 runs: 4 finished" in outcome.err
     for name in ("finetune", "replay"):
         assert re.search(rf"│ {name} +│ +2 │ 0\.\d+ ± 0\.\d+", outcome.out), outcome.out
+
+
+@pytest.mark.parametrize("asked", ["seeds=2", "-m strategy=finetune,lwf"])
+def test_the_runs_of_a_sweep_lie_below_the_one_place_that_is_given(asked, command):
+    outcome = command(f"train.epochs=1 out=runs/a {asked}")
+    assert outcome.status == 0, outcome.err
+    assert "2 runs: 2 finished" in outcome.err
+    places = [str(file.parent) for file in Path("runs/a").rglob("result.json")]
+    assert len(places) == 2
+    scheme = r"runs/a/split_digits/(finetune|lwf|replay)/[0-9a-f]{8}/seed_[01]"
+    assert all(re.fullmatch(scheme, place) for place in places), places
+
+
+def test_a_place_for_each_run_is_taken_as_it_is(command):
+    outcome = command(
+        "strategy=replay train.epochs=1 seeds=2 'out=runs/${strategy.memory}/${seed}'"
+    )
+    assert outcome.status == 0, outcome.err
+    places = {str(file.parent) for file in Path().rglob("result.json")}
+    assert places == {"runs/class_balanced/0", "runs/class_balanced/1"}

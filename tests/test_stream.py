@@ -153,7 +153,10 @@ def test_experiences_with_evaluations_inside_have_an_anytime_curve_too(command):
         ("strategy=joint", "strategy: Joint acts where an experience begins or ends"),
         ("strategy=avalanche/gdumb", "strategy: GDumbPlugin acts where an experience begins"),
         ("strategy=avalanche/er_ace", "strategy: ER_ACE acts where an experience begins or ends"),
-        ("strategy=lwf", "choose finetune, replay, der or derpp, or a scenario with experiences"),
+        (
+            "strategy=lwf",
+            "finetune, replay, der, derpp, er_ace, mir, gss or a_gem, or a scenario with experiences",
+        ),
         ("head=nearest_mean", "the means of nearest_mean and prototypes are computed where an exp"),
         ("strategy=replay strategy.memory=herding", "choose reservoir, class_balanced or ring"),
         ("train.epochs=2", "train.epochs=2: this scenario is a stream that is seen once; set"),

@@ -155,7 +155,7 @@ def test_experiences_with_evaluations_inside_have_an_anytime_curve_too(command):
         ("strategy=avalanche/er_ace", "strategy: ER_ACE acts where an experience begins or ends"),
         (
             "strategy=lwf",
-            "finetune, replay, der, derpp, er_ace, mir, gss or a_gem, or a scenario with experiences",
+            "finetune, replay, der, derpp, er_ace, mir, gss or a_gem, or a scenario with",
         ),
         ("head=nearest_mean", "the means of nearest_mean and prototypes are computed where an exp"),
         ("strategy=replay strategy.memory=herding", "choose reservoir, class_balanced or ring"),

@@ -27,6 +27,7 @@ from clplat.request import EXPLAINED, TRACE, explain, full_trace, outcome_of, st
 from clplat.seeds import with_seeds
 from clplat.several import expanded
 from clplat.sweep import Outcome, Sweep, best, summary
+from clplat.swept import as_sweeps
 from clplat.tuning import OPTUNA, Tuning, candidates, told, tuning
 
 
@@ -76,7 +77,7 @@ def read(asked: list[str]) -> list[str]:
                 f"the best settings with {seeds[0]} afterwards"
             )
     overrides, options = parted(with_seeds(expanded(asked)))
-    return [*overrides, *options]  # Hydra takes overrides in one row alone
+    return [*as_sweeps(overrides), *options]  # Hydra takes overrides in one row alone
 
 
 def attempt(node: DictConfig, alone: list[Outcome]) -> None:

@@ -41,11 +41,11 @@ def test_a_file_that_is_not_used_and_cannot_be_read_changes_no_message(command, 
 
 
 def test_a_folder_that_is_named_as_a_file_is_no_choice(command):
-    Path("lab/strategy/folder.yaml").mkdir(parents=True)
+    Path("lab/strategy/no_choice.yaml").mkdir(parents=True)
     outcome = command("--config-dir lab strategy=ewc strategy.strenght=3")
     assert outcome.status == 2
     assert STRENGTH in outcome.err
-    assert "folder" not in command("--config-dir lab --help").out
+    assert "no_choice" not in command("--config-dir lab --help").out
 
 
 def test_help_shows_a_file_that_is_not_utf_8(command):

@@ -14,6 +14,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 UNITS = ("seconds", "iterations", "experiences")
 RESUME = ("auto", "never")
 LARGEST_SEED = 2**32 - 1  # what NumPy takes
+MOST_THREADS = 1024
+MOST_BUILT = 10_000  # of what is built one by one: far more would fill the memory without a word
 GROUPS = (
     *("scenario", "backbone", "head", "pretraining", "hypernet"),
     *("strategy", "optimizer", "schedule", "analysis"),
@@ -36,12 +38,13 @@ def _number(
     config: dict[str, Any],
     key: str,
     least: float,
+    most: float = math.inf,
     *,
     whole: bool = False,
     above: bool = False,
     optional: bool = False,
 ) -> None:
-    """A finite number of at least `least` (more than it if `above`), whole if asked."""
+    """A finite number from `least` (above it if asked) to `most`, whole if asked."""
     value: Any = config
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
@@ -53,11 +56,13 @@ def _number(
         isinstance(value, int if whole else int | float)
         and not isinstance(value, bool)
         and math.isfinite(value)
-        and (value > least if above else value >= least)
+        and (least < value if above else least <= value)
+        and value <= most
     )
     if not fits:
         kind = "a whole number" if whole else "a number"
         bound = f"above {least:g}" if above else f"of at least {least:g}"
+        bound += f" and at most {most}" if most < math.inf else ""
         mend = f"for example {key}={_example(least, whole, above)}"
         null = ", or null" if optional else ""
         raise InputError(f"{key}={value}: expected {kind} {bound}{null}; {mend}")
@@ -168,14 +173,9 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
     _number(config, "optimizer.lr", 0, above=True)
     _number(config, "optimizer.weight_decay", 0)
     _number(config, "optimizer.momentum", 0)
-    for key in (
-        "train.epochs",
-        "train.batch_size",
-        "train.accumulate",
-        "eval.batch_size",
-        "threads",
-    ):
+    for key in ("train.epochs", "train.batch_size", "train.accumulate", "eval.batch_size"):
         _number(config, key, 1, whole=True)
+    _number(config, "threads", 1, MOST_THREADS, whole=True)
     _number(config, "train.experiences", 1, whole=True, optional=True)
     _number(config, "train.grad_clip", 0, above=True, optional=True)
     _number(config, "eval.every", 1, whole=True, optional=True)
@@ -184,7 +184,8 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
     _one_of(config, "resume", RESUME, "auto goes on with a run that did not finish")
     _number(config, "data.resident_gigabytes", 0)
     _number(config, "data.workers", 0, whole=True)
-    _number(config, "scenario.experiences", 1, whole=True, optional=True)
+    _number(config, "scenario.experiences", 1, MOST_BUILT, whole=True, optional=True)
+    _number(config, "backbone.depth", 1, MOST_BUILT, whole=True)
     for key in ("epochs", "batch_size", "episodes", "ways", "shots", "queries"):
         _number(config, f"pretraining.{key}", 1, whole=True)
     _number(config, "pretraining.lr", 0, above=True)
@@ -195,9 +196,7 @@ def check(config: dict[str, Any], folders: list[Path]) -> None:
             _number(config, f"strategy{node}.{key}", 1, whole=True)
         _number(config, f"strategy{node}.strength", 0)
     for key in SEEDS:
-        _number(config, key, 0, whole=True)
-        if config[key] > LARGEST_SEED:
-            raise InputError(f"{key}={config[key]}: expected at most {LARGEST_SEED}; choose less")
+        _number(config, key, 0, LARGEST_SEED, whole=True)
     _one_of(config, "precision", PRECISIONS, "fp32 runs everywhere")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(config["device"])):
         raise InputError(

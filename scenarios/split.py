@@ -17,15 +17,14 @@ def class_counts(
     """How many classes each experience brings; as even as can be unless it is said."""
     if experiences < 1:
         raise InputError(f"scenario.experiences={experiences}: expected at least 1; raise it")
+    if experiences > classes:
+        raise InputError(
+            f"scenario.experiences={experiences}: more experiences than the {classes} classes "
+            f"of the source; choose at most {classes}"
+        )
     if per_experience is None:
         base, left = divmod(classes, experiences)
-        counts = [base + (k < left) for k in range(experiences)]
-        if base == 0:
-            raise InputError(
-                f"scenario.experiences={experiences}: more experiences than the {classes} classes "
-                f"of the source; choose at most {classes}"
-            )
-        return counts
+        return [base + (k < left) for k in range(experiences)]
     counts = (
         [per_experience] * experiences if isinstance(per_experience, int) else [*per_experience]
     )

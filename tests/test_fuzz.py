@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -29,7 +30,8 @@ from clplat.help import choices
 from clplat.naming import settings as dotted
 from scenarios import sources
 
-CASES, SHARDS, SECONDS = 2000, 4, 60  # cases in all; at most, for one
+CASES, SHARDS = 2000, 4  # cases in all
+SECONDS, ROOM = 120, 3 * 2**30  # for one case; and bytes more than there are now
 CONF = Path(clplat.conf.__file__).parent
 GROUPS = {group: sorted(files) for group, files in choices(CONF).items() if group != "experiment"}
 
@@ -44,7 +46,6 @@ def keys() -> list[str]:
     return sorted(kept | {"out", "reference", "resume", "checkpoint.every", "checkpoint.unit"})
 
 
-# Of which no list is made that would fill the memory: they are far beyond it, or small.
 NUMBERS = (
     *("0", "1", "2", "3", "-1", "-7", "0.5", "1.5", "1e-9", "-0.0", "nan", "inf", "-inf", ".inf"),
     *("1e400", "9" * 30, str(2**31), str(2**63), str(2**64), "0x10", "1_000_000_000_000_000", "00"),
@@ -130,15 +131,21 @@ def once(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def limit(seconds: int) -> Iterator[None]:
-    def late(number: int, frame: Any) -> None:
-        raise AssertionError(f"no answer in {seconds} s")
+def limits() -> Iterator[None]:
+    """So much time, and so much memory: what asks for 2**31 samples is told so."""
 
+    def late(number: int, frame: Any) -> None:
+        raise AssertionError(f"no answer in {SECONDS} s")
+
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    space = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + ROOM, space[1]))
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, space)
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 
@@ -159,7 +166,7 @@ def command_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         out, err = io.StringIO(), io.StringIO()
         os.chdir(place)
         status: int | str = 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), limit(SECONDS):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), limits():
             patch.setattr(sys, "argv", ["clplat", *words])
             patch.setattr(sys, "path", [*sys.path])
             patch.setenv("HYDRA_FULL_ERROR", "0")  # which the command sets

@@ -67,9 +67,10 @@ def test_there_is_at_least_one_experience(experiences):
     )
 
 
-def test_there_are_no_more_experiences_than_classes():
+@pytest.mark.parametrize("each", [None, 1])
+def test_there_are_no_more_experiences_than_classes(each):
     with pytest.raises(InputError) as error:
-        split("made_up", 8)
+        split("made_up", 8, each)
     assert str(error.value) == (
         "scenario.experiences=8: more experiences than the 7 classes of the source; choose at "
         "most 7"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from clplat.arguments import MULTIRUN
+from clplat.arguments import MULTIRUN, key_of
 from clplat.errors import InputError
 
 
@@ -17,7 +17,7 @@ def with_seeds(arguments: Sequence[str]) -> list[str]:
             f"{' '.join(given)}: expected one whole number of at least 1, the number of seeds from "
             "0 on; for example seeds=5"
         )
-    if own := [a for a in arguments if a.lstrip("+").startswith("seed=")]:
+    if own := [a for a in arguments if key_of(a) == "seed"]:
         raise InputError(f"{given[0]} {own[0]}: both say which seeds; leave out one")
     rest = [a for a in arguments if a not in (*given, *MULTIRUN)]
     return ["--multirun", *rest, f"seed={','.join(map(str, range(int(count))))}"]

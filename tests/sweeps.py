@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Any
 
 SHORT = "train.epochs=1 optimizer.lr=0.001"
-# Some seconds, and saved every few moments.
-LONG = "train.epochs=20 checkpoint.every=50 checkpoint.unit=iterations"
+
+
+def lasting(epochs: int) -> str:
+    """Runs that are saved every few moments.
+
+    On two nodes one may begin seconds after the other: to be seen at work at once they must last.
+    """
+    return f"train.epochs={epochs} checkpoint.every=50 checkpoint.unit=iterations"
+
+
+LONG = lasting(20)  # some seconds
 
 
 @contextmanager

@@ -211,7 +211,8 @@ BAD = {
     "eval.every=0": "eval.every=0: expected a whole number of at least 1, or null",
     "optimizer.lr=nan": "optimizer.lr=nan: expected a number above 0",
     "seed=-1": "seed=-1: expected a whole number of at least 0",
-    "seed=99999999999": "at least 0 and at most 4294967295; for example seed=0",
+    "seed=99999999999": "seed=99999999999: expected a whole number of at least 0 and at most "
+    "4294967295; for example seed=0",
     "+capacity=50 strategy=replay": "capacity=50: nothing reads this key; expected one of seed, ",
     "+lr=50": "set optimizer.lr",
     "+train.epoch=5": "train.epoch=5: nothing reads this key; expected one of epochs, batch_size, ",
@@ -219,9 +220,12 @@ BAD = {
     "device=tpu": "device=tpu: expected auto, cpu, cuda or cuda:<number>",
     "scenario.experiences=11": "scenario.experiences=11: more experiences than the 10 classes of "
     "the source; choose at most 10",
-    "threads=2147483648": "of at least 1 and at most 1024; for example threads=1",
-    "scenario=permuted_digits scenario.experiences=2147483648": "of at least 1 and at most 10000",
-    "backbone=gru backbone.depth=10001": "backbone.depth=10001: expected a whole number of",
+    "threads=2147483648": "threads=2147483648: expected a whole number of at least 1 and at most "
+    "1024; for example threads=1",
+    "scenario=permuted_digits scenario.experiences=2147483648": "scenario.experiences="
+    "2147483648: expected a whole number of at least 1 and at most 10000, or null; for example",
+    "backbone=gru backbone.depth=10001": "backbone.depth=10001: expected a whole number of at "
+    "least 1 and at most 10000; for example backbone.depth=1",
     "scenario.experiences=0": "scenario.experiences=0: expected a whole number of at least 1",
     "strategy=replay strategy.capacity=9": "strategy.capacity=9: strategy.memory=class_balanced "
     "keeps at least one sample of each of the scenario's 10 classes; set strategy.capacity=10 or",

@@ -3,7 +3,7 @@
 import pytest
 
 from clplat.directory import RESULT
-from tests.sweeps import LONG, ended, outcomes, started, swept, wait_until
+from tests.sweeps import ended, lasting, outcomes, started, swept, wait_until
 from tests.test_resumable import assert_same
 
 
@@ -30,7 +30,7 @@ def test_runs_outlive_a_lost_node_and_end_as_serial_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_enable_metrics_collection", "false")
-    long = LONG.replace("epochs=20", "epochs=60")  # one node may begin seconds after the other
+    long = lasting(60)
     alone, spread = tmp_path / "alone", tmp_path / "spread"
     for folder in (alone, spread, tmp_path / "home"):
         folder.mkdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import missing, two_nodes
-from tests.sweeps import LONG, SHORT, ended, outcomes, started, swept, wait_until, write_dies
+from tests.sweeps import SHORT, ended, lasting, outcomes, started, swept, wait_until, write_dies
 from tests.test_resumable import assert_same
 
 SLURM = "hydra/launcher=submitit_slurm hydra.launcher.mem_gb=1"
@@ -34,7 +34,7 @@ def test_runs_outlive_a_time_limit_and_a_lost_node_and_end_as_serial_ones(cluste
     alone, spread = tmp_path / "alone", tmp_path / "spread"
     alone.mkdir()
     spread.mkdir()
-    long = LONG.replace("epochs=20", "epochs=100")  # one node may begin seconds after the other
+    long = lasting(100)
     assert swept(f"seed=0,1 {long}", alone)[0] == 0
     with started(f"{SLURM} seed=0,1 {long}", spread, **cluster.environment) as sweep:
         wait_until(lambda: len(list(spread.rglob("checkpoint.pt"))) == 2)
@@ -57,7 +57,7 @@ def test_runs_that_die_or_are_cancelled_leave_the_others(cluster, tmp_path):
     assert "2 runs: 1 failed, 1 finished" in err
     assert "ended without an answer (FAILED); log: " in err
 
-    long = LONG.replace("epochs=20", "epochs=150")
+    long = lasting(150)
     with started(f"{SLURM} seed=1,2 {long}", tmp_path, **cluster.environment) as sweep:
         wait_until(lambda: len(list(tmp_path.rglob("checkpoint.pt"))) == 2)
         assert cluster.ask("scancel", job_on(cluster, "node1")) == ""
